@@ -1,0 +1,61 @@
+"""The engine's options, as small frozen parts. Only `engine/serving/cli.py` reads argv and the environment."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """num_bytes: size of the KV pool in bytes; None takes `fraction` of the memory that is free once the weights
+    are loaded, and on a CPU no more than `max_num_seqs` sequences of full length can use."""
+
+    block_size: int = 16
+    num_bytes: int | None = None
+    fraction: float = 0.9
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block_size <= 1024:
+            raise ConfigError(f"block size {self.block_size}: must be in [1, 1024] tokens")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"KV cache fraction {self.fraction}: must be in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """model_dir: a Hugging Face directory. dtype "auto": the checkpoint's own, float32 on a CPU.
+
+    max_model_len: longest sequence in tokens, prompt and output; None is the model's own maximum.
+    max_num_seqs: sequences running at once. max_num_batched_tokens: token budget of a step.
+    max_num_queued: requests that may wait before new ones are refused.
+    """
+
+    model_dir: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_num_queued: int = 1024
+    policy: str = "fcfs"
+    cache: CacheOptions = field(default_factory=CacheOptions)
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"device {self.device!r}: must be one of {', '.join(DEVICES)}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.max_num_seqs < 1:
+            raise ConfigError(f"max_num_seqs {self.max_num_seqs}: must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            limit = f"must be at least max_num_seqs={self.max_num_seqs}, one token for each running sequence"
+            raise ConfigError(f"max_num_batched_tokens {self.max_num_batched_tokens}: {limit}")
+        if self.max_num_queued < 0:
+            raise ConfigError(f"max_num_queued {self.max_num_queued}: must be at least 0")
+        if self.policy not in ("fcfs", "priority"):
+            raise ConfigError(f"policy {self.policy!r}: must be fcfs or priority")

@@ -1,0 +1,80 @@
+"""A request, the sequences it becomes, and why they end."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FinishReason(Enum):
+    """Why a sequence ended. Every accepted sequence ends exactly once, with exactly one of these."""
+
+    STOP = "stop"  # a stop token id, the end-of-sequence id, or a stop string
+    LENGTH = "length"  # max_new_tokens, or the longest sequence that the model or the pool takes
+    ABORT = "abort"  # the client cancelled, disconnected, or stopped reading
+    DEADLINE = "deadline"  # the call's deadline passed
+    ERROR = "error"  # a step failed
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for, validated. The scheduler never looks into `sampling`.
+
+    max_new_tokens: tokens that each output may generate, at least 1, already clamped so that
+    len(prompt_token_ids) + max_new_tokens fits the model and the pool.
+    priority: higher runs sooner (policy "priority" only). arrival_time: seconds, the caller's clock.
+    """
+
+    request_id: str
+    prompt_token_ids: Seq[int]
+    max_new_tokens: int
+    sampling: object = None
+    num_outputs: int = 1
+    priority: int = 0
+    arrival_time: float = 0.0
+
+
+@dataclass(slots=True)
+class RequestTimes:
+    """Seconds on the caller's clock; None until it happened."""
+
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+class SequenceStatus(Enum):
+    WAITING = "waiting"  # holds no row and no blocks
+    RUNNING = "running"  # holds a row and blocks
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One stream of tokens of a request.
+
+    num_computed_tokens counts tokens whose K/V some launched step writes. num_pending_tokens counts tokens that a
+    launched step samples and the host has not read. The one rule of scheduling: a step may compute
+    num_tokens - num_computed_tokens more tokens, where num_tokens includes the pending ones.
+    """
+
+    sequence_id: int
+    request: Request
+    output_index: int
+    times: RequestTimes
+    token_ids: list[int] = field(default_factory=list)
+    status: SequenceStatus = SequenceStatus.WAITING
+    row: int = -1
+    num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)

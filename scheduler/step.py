@@ -1,0 +1,111 @@
+"""What crosses from the scheduler to a device and back. Frozen; only differences, never whole states.
+
+A *row* is a sequence's stable place in the device's batch state (block tables, last token, position, sampling
+parameters, random state). A step computes, in this packed order, one token for each of `decode_rows`, then the
+tokens of each of `chunks`. The token of a decode row is the one that the device itself sampled last for that row:
+the host may not have read it yet, which is what lets step N+1 be launched before step N is read.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+BlockIds = tuple[int, ...]
+
+
+class Finish(IntEnum):
+    """Device-side verdict on a row after it sampled."""
+
+    NONE = 0
+    STOP = 1  # the sampled token is one of the row's stop ids (or its end-of-sequence id)
+    LENGTH = 2  # the row has generated its last allowed token
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A sequence that takes a row: everything the device must know. Replaces whatever the row held before.
+
+    num_prompt_tokens / num_generated_tokens: the latter is above zero when a preempted sequence resumes.
+    num_computed_tokens: tokens whose K/V are in the pool already (prefix hits, forks).
+    block_ids: one table per layer group; entries that a window has passed hold NULL_BLOCK.
+    sampling: the request's sampling parameters, opaque to the scheduler; output_index makes the n outputs of one
+    request draw different random numbers.
+    """
+
+    row: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_computed_tokens: int
+    block_ids: tuple[BlockIds, ...]
+    sampling: object
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlocks:
+    """Block-table entries of one row and group to write: table[start : start + len(block_ids)] = block_ids."""
+
+    row: int
+    group: int
+    start: int
+    block_ids: BlockIds
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Known tokens of one row (prompt, or prompt and generated tokens being recomputed), from position `start`.
+
+    samples: whether the chunk ends at the sequence's last known token, so that a token is sampled after it.
+    """
+
+    row: int
+    start: int
+    token_ids: tuple[int, ...]
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One step. Order of effects on the device: new_rows, new_blocks, block_copies, then the computation.
+
+    block_copies: (source, destination) block ids, for all layers of the group(s) they are used in (copy-on-write).
+    num_tokens: packed tokens = len(decode_rows) + the tokens of all chunks.
+    """
+
+    step_id: int
+    decode_rows: tuple[int, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    new_rows: tuple[NewRow, ...] = ()
+    new_blocks: tuple[NewBlocks, ...] = ()
+    block_copies: tuple[tuple[int, int], ...] = ()
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """token_ids and finishes: one entry for each of decode_rows, then one for each chunk with `samples`, in order."""
+
+    step_id: int
+    token_ids: list[int]
+    finishes: list[int] = field(default_factory=list)
+
+
+class PendingStep(Protocol):
+    """A launched step."""
+
+    def result(self) -> StepOutput:
+        """Block until the step's tokens are on the host. Raises what went wrong in the step."""
+        ...
+
+
+class Runner(Protocol):
+    """A device that runs steps in launch order."""
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """How many steps may be launched and not yet read: 1 runs synchronously, 2 overlaps host and device."""
+        ...
+
+    def launch(self, step: StepInput) -> PendingStep:
+        """Enqueue one step. FatalStepError: no further step can run. Any other exception: this step failed."""
+        ...
