@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 
 class FinishReason(Enum):
@@ -78,3 +79,31 @@ class Sequence:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSummary:
+    """How a sequence went, once it has ended."""
+
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_cached_tokens: int  # of the prompt, found in the prefix cache when it first ran
+    num_generated_tokens: int
+    num_preemptions: int
+    arrival_time: float
+    first_scheduled_time: float | None
+    first_token_time: float | None
+    finished_time: float
+    error: str | None = None  # what went wrong, with FinishReason.ERROR
+
+
+class SequenceOutput(NamedTuple):
+    """New tokens of one sequence, and its summary with the last of them.
+
+    A NamedTuple, not a frozen dataclass: one is made for every token, and it is three times cheaper to make.
+    """
+
+    request_id: str
+    output_index: int
+    token_ids: tuple[int, ...]
+    summary: SequenceSummary | None = None

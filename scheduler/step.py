@@ -27,6 +27,7 @@ class NewRow:
 
     num_prompt_tokens / num_generated_tokens: the latter is above zero when a preempted sequence resumes.
     num_computed_tokens: tokens whose K/V are in the pool already (prefix hits, forks).
+    max_new_tokens: generated tokens after which the device answers Finish.LENGTH.
     block_ids: one table per layer group; entries that a window has passed hold NULL_BLOCK.
     sampling: the request's sampling parameters, opaque to the scheduler; output_index makes the n outputs of one
     request draw different random numbers.
@@ -37,6 +38,7 @@ class NewRow:
     num_generated_tokens: int
     num_computed_tokens: int
     block_ids: tuple[BlockIds, ...]
+    max_new_tokens: int
     sampling: object
     output_index: int
 
