@@ -1,4 +1,4 @@
-"""The engine's options, as small frozen parts. Only `engine/serving/cli.py` reads argv and the environment."""
+"""The engine's options, as small frozen parts. Only engine/serving/cli.py reads argv and the environment."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,9 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """num_bytes: size of the KV pool in bytes; None takes `fraction` of the memory that is free once the weights
-    are loaded, and on a CPU no more than `max_num_seqs` sequences of full length can use."""
+    """num_bytes: size of the KV pool in bytes. None takes `fraction` of the memory that is free once the weights
+    are loaded, and on a CPU no more than `max_num_seqs` sequences of full length can use.
+    """
 
     block_size: int = 16
     num_bytes: int | None = None
