@@ -105,7 +105,7 @@ class ModelInfo:
     [0, vocab_size). max_model_len: tokens of the longest sequence, prompt and output, that the model, the
     options and the KV pool take. eos_token_ids: ids that end an output unless ignore_eos.
     tokenizer_sha256: hex digest of tokenizer.json, for clients that tokenize themselves.
-    max_prompt_chars: a longer prompt cannot fit max_model_len tokens, so it is refused before it is tokenized:
+    max_prompt_chars: a longer prompt cannot fit max_model_len tokens and is refused before it is tokenized:
     max_model_len times the characters of the vocabulary's longest token.
     policy: "fcfs" or "priority"; a priority other than 0 is refused with fcfs.
     """
