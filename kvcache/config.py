@@ -1,6 +1,7 @@
 """What a KV cache is made of: numbers only, shared by the manager (ids) and the storage (tensors)."""
 
 from dataclasses import dataclass
+from math import gcd
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,10 @@ class LayerGroup:
     layers: tuple[int, ...]
     window: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a window of {self.window} tokens: a query sees at least itself")
+
 
 @dataclass(frozen=True, slots=True)
 class KVCacheConfig:
@@ -27,7 +32,7 @@ class KVCacheConfig:
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or self.block_size < 1:
-            raise ValueError(f"num_blocks={self.num_blocks} and block_size={self.block_size} must be positive")
+            raise ValueError(f"{self.num_blocks} blocks of {self.block_size} tokens: both must be positive")
         if not self.groups or len({len(group.layers) for group in self.groups}) != 1:
             raise ValueError("a cache needs at least one layer group, all with equally many layers")
 
@@ -38,8 +43,6 @@ def group_layers(windows: tuple[int | None, ...]) -> tuple[LayerGroup, ...]:
     The size is the greatest common divisor of the numbers of layers per window: 28 full and 4 windowed layers
     give seven full groups and one windowed group of 4 layers.
     """
-    from math import gcd
-
     layers_of: dict[int | None, list[int]] = {}
     for layer, window in enumerate(windows):
         layers_of.setdefault(window, []).append(layer)
