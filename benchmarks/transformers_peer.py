@@ -11,10 +11,10 @@ from benchmarks.workload import Job, Result
 
 
 def load(model_dir: Path) -> Any:
-    """The model in float32 on the CPU, ready to generate past its end-of-sequence token."""
+    """The model in float32 on the CPU (in evaluation mode), free to generate past its end-of-sequence token."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
