@@ -102,8 +102,8 @@ class Client:
     credentials: None is plaintext. options: gRPC channel options, after CHANNEL_OPTIONS.
 
     Calls that fail raise grpc.aio.AioRpcError: `code()` is a status as listed in generation.proto,
-    `details()` the message. `timeout`, in seconds, becomes the call's deadline: when it passes, wherever the request is,
-    the server aborts it and the call raises DEADLINE_EXCEEDED. None waits for ever.
+    `details()` the message. `timeout`, in seconds, becomes the call's deadline: when it passes, wherever the
+    request is, the server aborts it and the call raises DEADLINE_EXCEEDED. None waits for ever.
     """
 
     def __init__(
