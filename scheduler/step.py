@@ -19,6 +19,7 @@ class Finish(IntEnum):
     NONE = 0
     STOP = 1  # the sampled token is one of the row's stop ids (or its end-of-sequence id)
     LENGTH = 2  # the row has generated its last allowed token
+    ERROR = 3  # the row's logits are no distribution (NaN, or no finite maximum): its token means nothing
 
 
 @dataclass(frozen=True, slots=True)
