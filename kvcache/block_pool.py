@@ -7,8 +7,8 @@ from collections.abc import Callable
 class BlockPool:
     """Reference counts and free lists over block ids 0 to num_blocks - 1. Every operation is O(1).
 
-    A block without a holder is *reusable* if the prefix cache still publishes it: it counts as free, but keeps
-    its content until no other block is free and it is the one released longest ago.
+    A block without a holder is *reusable* if the prefix cache still publishes it: it counts as free, but
+    keeps its content until no other block is free and it is the one released longest ago.
     """
 
     def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:

@@ -21,6 +21,16 @@ class BlockTable:
         """The blocks that the table holds, in order."""
         return self.block_ids[self.num_passed :]
 
+    def passed(self, num_computed_tokens: int, block_size: int) -> list[int]:
+        """Held blocks that the query at position num_computed_tokens, and all after it, do not see."""
+        return self.block_ids[
+            self.num_passed : first_visible_block(num_computed_tokens, self.window, block_size)
+        ]
+
+    def sees_from(self, num_tokens: int, block_size: int) -> bool:
+        """Whether all that the query at position num_tokens sees is still held."""
+        return self.num_passed <= first_visible_block(num_tokens, self.window, block_size)
+
     def check_invariants(self) -> None:
         assert all(block_id == NULL_BLOCK for block_id in self.block_ids[: self.num_passed]), (
             "passed, yet held"
@@ -34,7 +44,7 @@ def num_blocks_for(num_tokens: int, block_size: int) -> int:
 
 
 def first_visible_block(num_tokens: int, window: int | None, block_size: int) -> int:
-    """Index of the first block that the query at position num_tokens sees: itself and window - 1 before it."""
+    """Index of the first block seen by the query at position num_tokens: itself and window - 1 before it."""
     return 0 if window is None else max(0, num_tokens - window + 1) // block_size
 
 

@@ -28,8 +28,8 @@ class Growth:
     num_slots: tokens that the sequence may hold before it must ask again. Positions from num_computed_tokens
     up to it are the sequence's own to write, until a fork shares them.
     updates: table entries to write, at most one update a group.
-    copies: (source, destination) blocks to copy before the step writes. They apply one after the other, in the
-    order of the grow() calls: a copy may read or overwrite what an earlier one has written.
+    copies: (source, destination) blocks to copy before the step writes. They apply one after the other, in
+    the order of the grow() calls: a copy may read or overwrite what an earlier one has written.
     """
 
     num_slots: int
@@ -59,8 +59,8 @@ class KVCacheManager:
     """Who owns which block. Pure bookkeeping: no tensors, no clock, no randomness.
 
     A sequence is known by an integer id, from add() or fork() to free(). All methods are all-or-nothing: when
-    they answer None nothing changed. An unknown id, or a position never granted, is a bug of the caller
-    (KeyError, AssertionError).
+    they refuse (None, False) nothing changed. An unknown id, or a position never granted, is a bug of the
+    caller (KeyError, AssertionError).
 
     The device runs steps in the order in which they are planned here. So a block may pass to another sequence
     while a step that reads or writes it is still in flight.
@@ -79,19 +79,19 @@ class KVCacheManager:
     def add(self, sequence_id: int, token_ids: Sequence[int]) -> int:
         """Start a sequence that will compute token_ids.
 
-        Returns num_cached_tokens: leading tokens (whole blocks, at most len(token_ids) - 1, so that one is left
-        to sample after) whose K/V are in the pool, now held by the sequence. Takes no new block.
+        Returns num_cached_tokens: leading tokens (whole blocks, at most len(token_ids) - 1, so that one is
+        left to sample after) whose K/V are in the pool, now held by the sequence. Takes no new block.
         """
         assert sequence_id not in self._sequences, f"sequence {sequence_id} exists"
-        hit = self._find_hit(token_ids)
-        num_cached_tokens = len(hit) * self._block_size
+        caching = self.config.enable_prefix_caching
+        hit = self._find_hit(token_ids) if caching else []
         self._sequences[sequence_id] = _SequenceBlocks(
             tables=[self._hold_hit(hit, group, window) for group, window in enumerate(self._windows)],
-            prefix=(hit[-1] if hit else self._cache.root) if self.config.enable_prefix_caching else None,
+            prefix=hit[-1] if hit else self._cache.root,
             num_committed_blocks=len(hit),
-            num_queried_tokens=len(token_ids) if self.config.enable_prefix_caching else 0,
+            num_queried_tokens=len(token_ids) if caching else 0,
         )
-        return num_cached_tokens
+        return len(hit) * self._block_size
 
     def grow(self, sequence_id: int, num_computed_tokens: int, num_tokens: int) -> Growth | None:
         """Room for positions [num_computed_tokens, num_tokens), the ones that the next step writes.
@@ -100,30 +100,35 @@ class KVCacheManager:
         swaps shared blocks that would be written for copies, and takes new ones. None: too few free blocks.
         """
         sequence = self._sequences[sequence_id]
-        num_granted_tokens = sequence.num_blocks * self._block_size
-        assert sequence.num_committed_blocks * self._block_size <= num_computed_tokens <= num_granted_tokens
-        num_blocks = num_blocks_for(num_tokens, self._block_size)
-        if self._num_missing_blocks(sequence, num_computed_tokens, num_blocks) > self._pool.num_free:
+        num_held = sequence.num_blocks
+        num_blocks = max(num_held, num_blocks_for(num_tokens, self._block_size))
+        assert num_computed_tokens <= num_held * self._block_size, "computed tokens without a block"
+        assert num_computed_tokens >= sequence.num_committed_blocks * self._block_size, "committed is final"
+        if not self._has_room(sequence, num_computed_tokens, num_blocks):
             return None
         if sequence.num_queried_tokens:
             self._count_lookup(sequence)
-        updates: list[TableUpdate] = []
-        copies: list[tuple[int, int]] = []
         for table in sequence.tables:
             self._give_back_passed(table, num_computed_tokens)
+        updates: list[TableUpdate] = []
+        copies: list[tuple[int, int]] = []
         for group, table in enumerate(sequence.tables):
             start = self._make_writable(table, num_computed_tokens, copies)
-            table.block_ids += [self._pool.take() for _ in range(num_blocks - len(table.block_ids))]
-            if start < len(table.block_ids):
+            for _ in range(num_held, num_blocks):
+                table.block_ids.append(self._pool.take())
+            if start < num_blocks:
                 updates.append(TableUpdate(group, start, tuple(table.block_ids[start:])))
-        return Growth(sequence.num_blocks * self._block_size, tuple(updates), tuple(copies))
+        return Growth(num_blocks * self._block_size, tuple(updates), tuple(copies))
 
     def commit(self, sequence_id: int, token_ids: Sequence[int], num_computed_tokens: int) -> None:
         """Publish the full blocks within the first num_computed_tokens of token_ids for reuse by others.
 
         Count only tokens whose step has succeeded: what a failed step should have written must not be found.
-        Each block is published once, so calling again costs only what is new. Committed positions are final.
+        Each block is published once, so calling again costs only what is new. What is committed is final: it
+        must not be written again.
         """
+        if not self.config.enable_prefix_caching:
+            return
         sequence = self._sequences[sequence_id]
         size = self._block_size
         for index in range(sequence.num_committed_blocks, num_computed_tokens // size):
@@ -131,16 +136,19 @@ class KVCacheManager:
                 return
             self._publish(sequence, index, tuple(token_ids[index * size : (index + 1) * size]))
 
-    def fork(self, parent_id: int, child_id: int, num_tokens: int) -> None:
+    def fork(self, parent_id: int, child_id: int, num_tokens: int) -> bool:
         """A child shares the parent's blocks over its first num_tokens tokens.
 
-        Those must be written by steps before the one that the child first runs in: its copies come first there.
-        Neither may write into a shared block before its next grow(). With sliding windows, num_tokens must not
-        be below the num_computed_tokens of the parent's last grow(): what they passed is given back.
+        Steps before the child's first one must write those: its copies come before that step's own writes.
+        Neither may write into a shared block before its next grow(). False: a sliding window has passed
+        tokens that the child would see, which needs a num_tokens below the num_computed_tokens of the
+        parent's last grow(). Then add() the child instead.
         """
         assert child_id not in self._sequences, f"sequence {child_id} exists"
         parent = self._sequences[parent_id]
-        assert 0 <= num_tokens <= parent.num_blocks * self._block_size, "more than the parent holds"
+        assert num_tokens <= parent.num_blocks * self._block_size, "the parent holds fewer tokens"
+        if not all(table.sees_from(num_tokens, self._block_size) for table in parent.tables):
+            return False
         num_committed_blocks = min(parent.num_committed_blocks, num_tokens // self._block_size)
         self._sequences[child_id] = _SequenceBlocks(
             tables=[self._share_table(table, num_tokens) for table in parent.tables],
@@ -148,6 +156,7 @@ class KVCacheManager:
             and parent.prefix.ancestor(parent.num_committed_blocks - num_committed_blocks),
             num_committed_blocks=num_committed_blocks,
         )
+        return True
 
     def free(self, sequence_id: int) -> None:
         """Give back all blocks, tails first, so that shared prefixes are evicted last."""
@@ -182,7 +191,7 @@ class KVCacheManager:
 
     @property
     def prefix_stats(self) -> PrefixStats:
-        """Lookups by add(), counted when the sequence is first granted room: a retry does not count twice."""
+        """Lookups by add(), counted when the sequence is first granted room: retries do not count twice."""
         return PrefixStats(self._num_queried_tokens, self._num_hit_tokens)
 
     def check_invariants(self) -> None:
@@ -192,12 +201,13 @@ class KVCacheManager:
             table.check_invariants()
         for sequence in self._sequences.values():
             assert len({len(table.block_ids) for table in sequence.tables}) == 1, "tables of unequal length"
+            assert sequence.num_committed_blocks <= sequence.num_blocks, "committed what it does not hold"
         self._pool.check_invariants(Counter(block_id for table in tables for block_id in table.held))
         self._cache.check_invariants()
+        for block_id in range(self.num_blocks):
+            assert block_id in self._cache or not self._pool.is_reusable(block_id), "kept, yet not published"
 
     def _find_hit(self, token_ids: Sequence[int]) -> list[Prefix]:
-        if not self.config.enable_prefix_caching:
-            return []
         path = self._cache.match(token_ids, self._block_size, (len(token_ids) - 1) // self._block_size)
         return path[: longest_hit(path, self._windows, self._block_size)]
 
@@ -208,26 +218,31 @@ class KVCacheManager:
             self._pool.share(block_id)
         return BlockTable(window, [NULL_BLOCK] * num_passed + held, num_passed)
 
-    def _num_missing_blocks(
-        self, sequence: _SequenceBlocks, num_computed_tokens: int, num_blocks: int
-    ) -> int:
-        """Blocks that a grow() takes from the pool, less those that it gives back before."""
-        first_written = num_computed_tokens // self._block_size
-        num_missing = max(0, num_blocks - sequence.num_blocks) * len(sequence.tables)
-        for table in sequence.tables:
-            num_missing += sum(map(self._pool.is_shared, table.block_ids[first_written:]))
-            if table.window is not None:
-                passed = self._passed(table, num_computed_tokens)
-                num_missing -= len(passed) - sum(map(self._pool.is_shared, passed))
-        return num_missing
+    def _share_table(self, table: BlockTable, num_tokens: int) -> BlockTable:
+        block_ids = table.block_ids[: num_blocks_for(num_tokens, self._block_size)]
+        child = BlockTable(table.window, block_ids, table.num_passed)
+        for block_id in child.held:
+            self._pool.share(block_id)
+        return child
 
-    def _passed(self, table: BlockTable, num_computed_tokens: int) -> list[int]:
-        """Blocks held by the table that the query at num_computed_tokens does not see."""
-        first_visible = first_visible_block(num_computed_tokens, table.window, self._block_size)
-        return table.block_ids[table.num_passed : first_visible]
+    def _has_room(self, sequence: _SequenceBlocks, num_computed_tokens: int, num_blocks: int) -> bool:
+        """Whether the pool has the blocks that a grow() takes, less those that it gives back first."""
+        num_free = self._pool.num_free
+        num_groups = len(sequence.tables)
+        first_written = num_computed_tokens // self._block_size
+        if (num_blocks - first_written) * num_groups <= num_free:  # even if all written blocks were shared
+            return True
+        num_taken = (num_blocks - sequence.num_blocks) * num_groups
+        for table in sequence.tables:
+            num_taken += sum(map(self._pool.is_shared, table.block_ids[first_written:]))
+            passed = table.passed(num_computed_tokens, self._block_size)
+            num_taken -= len(passed) - sum(map(self._pool.is_shared, passed))
+        return num_taken <= num_free
 
     def _give_back_passed(self, table: BlockTable, num_computed_tokens: int) -> None:
-        for block_id in self._passed(table, num_computed_tokens):
+        if table.window is None:
+            return
+        for block_id in table.passed(num_computed_tokens, self._block_size):
             self._release(block_id)
             table.block_ids[table.num_passed] = NULL_BLOCK
             table.num_passed += 1
@@ -237,13 +252,13 @@ class KVCacheManager:
     ) -> int:
         """Make the sequence the only user of every block from num_computed_tokens on.
 
-        A block with other holders is swapped for a fresh one, and copied if it holds tokens to keep. One without,
-        but published by a parent that is gone, is withdrawn: another text may be written. If it is the same text,
-        the next commit() publishes it again. Returns the first entry that changed, or the table's length.
+        A block with other holders is swapped for a fresh one, and copied if it holds tokens to keep. One that
+        only we hold, but a parent that is gone has published, is withdrawn: we may write another text. If it
+        is the same, the next commit() publishes it again. Returns the first changed entry, or the length.
         """
         first_written, num_kept_tokens = divmod(num_computed_tokens, self._block_size)
         first_changed = len(table.block_ids)
-        for index in reversed(range(first_written, len(table.block_ids))):
+        for index in reversed(range(first_written, first_changed)):
             block_id = table.block_ids[index]
             if not self._pool.is_shared(block_id):
                 self._cache.withdraw(block_id)
@@ -256,28 +271,15 @@ class KVCacheManager:
         return first_changed
 
     def _publish(self, sequence: _SequenceBlocks, index: int, token_ids: tuple[int, ...]) -> None:
-        assert len(token_ids) == self._block_size, "computed tokens whose ids are not known"
         assert sequence.prefix is not None
+        assert len(token_ids) == self._block_size, "computed tokens whose ids are not known"
         sequence.prefix = self._cache.extend(sequence.prefix, token_ids)
-        if (
-            sequence.prefix is None
-        ):  # the hash of another text: neither this block nor what follows can be found
+        if sequence.prefix is None:  # a hash collision: neither this block nor later ones could be found
             return
         sequence.num_committed_blocks = index + 1
         for group, table in enumerate(sequence.tables):
             if table.block_ids[index] != NULL_BLOCK:
                 self._cache.publish(sequence.prefix, group, table.block_ids[index])
-
-    def _share_table(self, table: BlockTable, num_tokens: int) -> BlockTable:
-        first_visible = first_visible_block(num_tokens, table.window, self._block_size)
-        assert table.num_passed <= first_visible, (
-            "the parent's window has passed blocks that the child would see"
-        )
-        block_ids = table.block_ids[: num_blocks_for(num_tokens, self._block_size)]
-        child = BlockTable(table.window, block_ids, table.num_passed)
-        for block_id in child.held:
-            self._pool.share(block_id)
-        return child
 
     def _release(self, block_id: int) -> None:
         self._pool.release(block_id, reusable=block_id in self._cache)

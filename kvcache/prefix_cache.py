@@ -1,10 +1,11 @@
 """Which blocks hold which text, so that a sequence need not compute again what another has computed.
 
 The cache is a tree. A *prefix* is block_size tokens after those of its parent, back to the empty root, and
-knows the block of each layer group that holds the K/V of its own tokens. It is found by a chained hash, of the
-parent's hash and its own tokens (the scheme of vLLM's automatic prefix caching). A hash alone proves nothing: a
-prefix is accepted only if its tokens are the ones asked for and its parent is the very prefix found one block
-before. So, by induction, the whole text is equal, and a collision can never give one text the K/V of another.
+knows the block of each layer group that holds the K/V of its own tokens. It is found by a chained hash, of
+its parent's hash and its own tokens (the scheme of vLLM's automatic prefix caching). A hash alone proves
+nothing: a prefix is accepted only if its tokens are the ones asked for and its parent is the very prefix
+found one block before. So, by induction, the whole text is equal, and a collision never gives one text the K/V
+of another.
 """
 
 from collections.abc import Callable, Sequence
