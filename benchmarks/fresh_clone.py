@@ -2,7 +2,7 @@
 
     python -m benchmarks.fresh_clone
 
-Clones the committed state of this repository into a temporary folder, so what is not committed does not count.
+Clones the committed state of this repository into a temporary folder, so only commits count.
 """
 
 import subprocess
