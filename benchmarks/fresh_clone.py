@@ -22,9 +22,8 @@ def main() -> int:
             begin = time.perf_counter()
             done = subprocess.run(["make", "demo"], cwd=clone, capture_output=True, text=True, check=False)
             seconds = time.perf_counter() - begin
-            print(
-                f"make demo, {run} run: {seconds:6.1f} s (aim: under {limit} s), exit status {done.returncode}"
-            )
+            aim = f"aim: under {limit} s"
+            print(f"make demo, {run} run: {seconds:6.1f} s ({aim}), exit status {done.returncode}")
             if done.returncode:
                 print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
                 return done.returncode

@@ -11,7 +11,7 @@ from benchmarks.workload import Job, Result
 
 
 def load(model_dir: Path) -> Any:
-    """The model in float32 on the CPU (in evaluation mode), free to generate past its end-of-sequence token."""
+    """The model in float32 on the CPU, free to generate past its end-of-sequence token."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
@@ -21,7 +21,7 @@ def load(model_dir: Path) -> Any:
 
 
 def static_batches(model_dir: Path, jobs: Sequence[Job], batch_size: int) -> Result:
-    """`generate` on left-padded batches; jobs of like output length share a batch, which wastes the fewest steps.
+    """`generate` on left-padded batches. Jobs of like output length share one, which wastes the fewest steps.
 
     A batch runs until its longest output is done; only the tokens that were asked for count.
     """

@@ -25,7 +25,7 @@ class Result:
 
 
 def mixed_lengths(num_jobs: int, vocab_size: int, seed: int) -> tuple[Job, ...]:
-    """Prompts of 16 to 512 and outputs of 16 to 256 tokens, uniform; random ids, so that no prefix is shared."""
+    """Prompts of 16 to 512 and outputs of 16 to 256 tokens, uniform. Random ids, so no prefix is shared."""
     rng = random.Random(seed)
     return tuple(
         Job(
