@@ -45,32 +45,59 @@ class RequestTimes:
 
 
 class SequenceStatus(Enum):
-    WAITING = "waiting"  # holds no row and no blocks
-    RUNNING = "running"  # holds a row and blocks
-    FINISHED = "finished"
+    """What a sequence holds, and where it stands."""
+
+    FOLLOWING = "following"  # no blocks: to be forked from the leader, which computes the prompt they share
+    WAITING = "waiting"  # no row and no blocks
+    RUNNING = "running"  # a row and blocks
+    FINISHED = "finished"  # nothing
+
+
+Rank = tuple[int, int, int]  # smaller runs sooner; no two sequences have the same (see policy.py)
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One stream of tokens of a request.
 
-    num_computed_tokens counts tokens whose K/V some launched step writes. num_pending_tokens counts tokens that a
-    launched step samples and the host has not read. The one rule of scheduling: a step may compute
+    num_computed_tokens counts tokens whose K/V some launched step writes. num_pending_tokens counts tokens
+    that a launched step samples and the host has not read. The one rule of scheduling: a step may compute
     num_tokens - num_computed_tokens more tokens, where num_tokens includes the pending ones.
+
+    Output 0 of a request with several outputs is their leader until its prompt is computed: `followers` are
+    the outputs to be forked from it then.
+
+    on_device: whether a launched step has told the device about its row. max_num_computed_tokens: how many
+    tokens it can ever have computed (its last token is never an input). num_slots: tokens that the KV cache
+    has granted room for, and no more than the former: as long as num_computed_tokens is below, there is
+    nothing to ask. num_publishable_tokens: computed tokens from which on there is a block to publish.
+    checkpoint: length of token_ids above which update() has more to do than to append.
     """
 
     sequence_id: int
     request: Request
     output_index: int
+    rank: Rank
     times: RequestTimes
-    token_ids: list[int] = field(default_factory=list)
+    followers: "list[Sequence]" = field(default_factory=list)
     status: SequenceStatus = SequenceStatus.WAITING
     row: int = -1
+    on_device: bool = False
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_slots: int = 0
+    num_publishable_tokens: int = 0
     finish_reason: FinishReason | None = None
+    token_ids: list[int] = field(init=False)
+    max_num_computed_tokens: int = field(init=False)
+    checkpoint: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+        self.max_num_computed_tokens = len(self.token_ids) + self.request.max_new_tokens - 1
+        self.checkpoint = len(self.token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -79,6 +106,24 @@ class Sequence:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    def summarize(self, reason: FinishReason, now: float, error: str | None) -> "SequenceSummary":
+        return SequenceSummary(
+            finish_reason=reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_generated_tokens=self.num_generated_tokens,
+            num_preemptions=self.num_preemptions,
+            arrival_time=self.times.arrival,
+            first_scheduled_time=self.times.first_scheduled,
+            first_token_time=self.times.first_token,
+            finished_time=now,
+            error=error,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """What crosses from the scheduler to a device and back. Frozen; only differences, never whole states.
 
 A *row* is a sequence's stable place in the device's batch state (block tables, last token, position, sampling
-parameters, random state). A step computes, in this packed order, one token for each of `decode_rows`, then the
-tokens of each of `chunks`. The token of a decode row is the one that the device itself sampled last for that row:
-the host may not have read it yet, which is what lets step N+1 be launched before step N is read.
+parameters, random state). A step computes, in this packed order, one token for each of `decode_rows`, then
+the tokens of each of `chunks`. The token of a decode row is the one that the device itself sampled last for
+that row: the host may not have read it yet, which is what lets step N+1 be launched before step N is read.
 """
 
 from dataclasses import dataclass, field
@@ -30,8 +30,8 @@ class NewRow:
     num_computed_tokens: tokens whose K/V are in the pool already (prefix hits, forks).
     max_new_tokens: generated tokens after which the device answers Finish.LENGTH.
     block_ids: one table per layer group; entries that a window has passed hold NULL_BLOCK.
-    sampling: the request's sampling parameters, opaque to the scheduler; output_index makes the n outputs of one
-    request draw different random numbers.
+    sampling: the request's sampling parameters, opaque to the scheduler; output_index makes the n outputs of
+    one request draw different random numbers.
     """
 
     row: int
@@ -46,7 +46,8 @@ class NewRow:
 
 @dataclass(frozen=True, slots=True)
 class NewBlocks:
-    """Block-table entries of one row and group to write: table[start : start + len(block_ids)] = block_ids."""
+    """Block-table entries of one row and group to write: table[start : start + len(block_ids)] =
+    block_ids."""
 
     row: int
     group: int
@@ -56,7 +57,8 @@ class NewBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Known tokens of one row (prompt, or prompt and generated tokens being recomputed), from position `start`.
+    """Known tokens of one row (prompt, or prompt and generated tokens being recomputed), from position
+    `start`.
 
     samples: whether the chunk ends at the sequence's last known token, so that a token is sampled after it.
     """
@@ -71,8 +73,8 @@ class Chunk:
 class StepInput:
     """One step. Order of effects on the device: new_rows, new_blocks, block_copies, then the computation.
 
-    block_copies: (source, destination) block ids, for all layers of the group(s) they are used in (copy-on-write).
-    num_tokens: packed tokens = len(decode_rows) + the tokens of all chunks.
+    block_copies: (source, destination) block ids, for all layers of the group(s) they are used in
+    (copy-on-write). num_tokens: packed tokens = len(decode_rows) + the tokens of all chunks.
     """
 
     step_id: int
@@ -86,7 +88,8 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """token_ids and finishes: one entry for each of decode_rows, then one for each chunk with `samples`, in order."""
+    """token_ids and finishes: one entry for each of decode_rows, then one for each chunk with `samples`, in
+    order."""
 
     step_id: int
     token_ids: list[int]
@@ -106,9 +109,11 @@ class Runner(Protocol):
 
     @property
     def max_steps_in_flight(self) -> int:
-        """How many steps may be launched and not yet read: 1 runs synchronously, 2 overlaps host and device."""
+        """How many steps may be launched and not yet read: 1 runs synchronously, 2 overlaps host and
+        device."""
         ...
 
     def launch(self, step: StepInput) -> PendingStep:
-        """Enqueue one step. FatalStepError: no further step can run. Any other exception: this step failed."""
+        """Enqueue one step. FatalStepError: no further step can run. Any other exception: this step
+        failed."""
         ...

@@ -1,0 +1,40 @@
+"""Which sequences run in the next step, and the loop that drives steps."""
+
+from scheduler.config import SchedulerConfig
+from scheduler.errors import FatalStepError
+from scheduler.loop import StepLoop
+from scheduler.request import FinishReason, Request, RequestTimes, SequenceOutput, SequenceSummary
+from scheduler.scheduler import Scheduler
+from scheduler.stats import SchedulerStats, StepStats
+from scheduler.step import (
+    Chunk,
+    Finish,
+    NewBlocks,
+    NewRow,
+    PendingStep,
+    Runner,
+    StepInput,
+    StepOutput,
+)
+
+__all__ = [
+    "Chunk",
+    "FatalStepError",
+    "Finish",
+    "FinishReason",
+    "NewBlocks",
+    "NewRow",
+    "PendingStep",
+    "Request",
+    "RequestTimes",
+    "Runner",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStats",
+    "SequenceOutput",
+    "SequenceSummary",
+    "StepInput",
+    "StepLoop",
+    "StepOutput",
+    "StepStats",
+]

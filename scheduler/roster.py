@@ -1,0 +1,137 @@
+"""Every sequence that has not ended, and how each ends exactly once."""
+
+from itertools import count
+
+from scheduler.policy import RankedList, make_rank
+from scheduler.request import (
+    FinishReason,
+    Request,
+    RequestTimes,
+    Sequence,
+    SequenceOutput,
+    SequenceStatus,
+)
+from scheduler.running import RunningSequences
+from scheduler.stats import Counters
+
+
+class Roster:
+    """requests: the outputs of each request that have not ended, in order; a leader comes before its
+    followers.
+
+    outputs: what the caller has not taken yet.
+    """
+
+    def __init__(
+        self, policy: str, waiting: RankedList, running: RunningSequences, counters: Counters
+    ) -> None:
+        self.requests: dict[str, list[Sequence]] = {}
+        self.outputs: list[SequenceOutput] = []
+        self._policy = policy
+        self._waiting = waiting
+        self._running = running
+        self._counters = counters
+        self._asked: list[
+            tuple[str, int | None, FinishReason]
+        ] = []  # ends to apply at the next step boundary
+        self._arrivals = count()
+        self._sequence_ids = count()
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [sequence for sequences in self.requests.values() for sequence in sequences]
+
+    def add(self, request: Request) -> None:
+        """Queue a request whose id is not in use."""
+        arrival = next(self._arrivals)
+        sequences = [
+            Sequence(
+                sequence_id=next(self._sequence_ids),
+                request=request,
+                output_index=index,
+                rank=make_rank(self._policy, request, arrival, index),
+                times=RequestTimes(request.arrival_time),
+                status=SequenceStatus.FOLLOWING,
+            )
+            for index in range(request.num_outputs)
+        ]
+        self.requests[request.request_id] = sequences
+        self._lead(sequences)
+
+    def ask_end(self, request_id: str, output_index: int | None, reason: FinishReason) -> bool:
+        """Remember to end an output, or all of them (None). False: there is no such output any more."""
+        found = any(output_index in (None, each.output_index) for each in self.requests.get(request_id, ()))
+        if found:
+            self._asked.append((request_id, output_index, reason))
+        return found
+
+    def apply_ends(self, now: float) -> None:
+        """End what was asked for and has not ended otherwise."""
+        for request_id, output_index, reason in self._asked:
+            for sequence in reversed(list(self.requests.get(request_id, ()))):
+                if output_index in (None, sequence.output_index):
+                    self.end(sequence, reason, now)
+        self._asked.clear()
+
+    def end_request(self, request_id: str, reason: FinishReason, now: float, error: str) -> None:
+        for sequence in reversed(list(self.requests[request_id])):  # followers before their leader
+            self.end(sequence, reason, now, error=error)
+
+    def end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        token_ids: tuple[int, ...] = (),
+        error: str | None = None,
+    ) -> None:
+        """The one way out for a sequence in any state: its last output, and everything it held given back."""
+        self._give_back(sequence)
+        self._report(sequence, reason, now, token_ids, error)
+        request_id = sequence.request.request_id
+        self.requests[request_id].remove(sequence)
+        if not self.requests[request_id]:
+            del self.requests[request_id]
+
+    def end_all(self, reason: FinishReason, now: float, error: str | None) -> None:
+        """Outputs first: they are there even if bookkeeping is so broken that giving back raises."""
+        for sequence in self.sequences:
+            self._report(sequence, reason, now, (), error)
+        self._asked.clear()
+        self.requests.clear()
+        self._waiting.clear()
+        self._running.clear()
+
+    def _lead(self, sequences: list[Sequence]) -> None:
+        """The first one computes the prompt, and the others are forked from it."""
+        leader, *leader.followers = sequences
+        leader.status = SequenceStatus.WAITING
+        self._waiting.add(leader)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.release(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self._waiting.remove(sequence)
+        else:
+            leader = self.requests[sequence.request.request_id][0]
+            leader.followers.remove(sequence)
+            self._running.release_row(sequence)
+        if sequence.followers:
+            self._lead(sequence.followers)
+            sequence.followers = []
+
+    def _report(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        token_ids: tuple[int, ...],
+        error: str | None,
+    ) -> None:
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        summary = sequence.summarize(reason, now, error)
+        self._counters.num_finished[reason] += 1
+        request_id, output_index = sequence.request.request_id, sequence.output_index
+        self.outputs.append(SequenceOutput(request_id, output_index, token_ids, summary))

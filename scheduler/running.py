@@ -1,0 +1,236 @@
+"""The sequences that hold a row and blocks: how they get both, and how they lose them."""
+
+from kvcache.block_table import num_blocks_for
+from kvcache.manager import Growth, KVCacheManager
+from scheduler.batch import Batch, PartialChunk
+from scheduler.policy import RankedList
+from scheduler.request import Sequence, SequenceStatus
+from scheduler.stats import Counters
+
+
+class RunningSequences:
+    """decoding: sequences with one token left to compute, the one that the device sampled last: a decode row.
+    prefilling: sequences with known tokens left to compute: chunks (prompts, prompts and outputs of preempted
+    sequences that resume, the last prompt token of forked outputs).
+
+    The victim rule. A running sequence that needs blocks preempts the worst-ranked running one, again and
+    again until there are enough; when that is itself, it yields. A waiting sequence preempts only running
+    ones that rank worse: under "fcfs" there are none, because nobody overtakes in the queue. A victim gives
+    back row and blocks, and goes back to the queue by its rank, to compute its tokens again (what the prefix
+    cache still has of them is not computed again).
+
+    Against thrashing, admission grants room for all tokens that a sequence knows, at once, and leaves a block
+    (of each layer group) for each running sequence that could take it away, that is, ranks better. So a
+    sequence is preempted again only after better-ranked ones and itself have grown by more blocks than that
+    of *new* tokens. The best-ranked sequence is never preempted, so something always finishes.
+
+    Blocks and rows are given back as soon as a sequence ends, even if a launched step still writes them:
+    devices run steps in order, and whoever gets them next writes them in a later step.
+    """
+
+    def __init__(
+        self, kv: KVCacheManager, waiting: RankedList, max_num_seqs: int, counters: Counters
+    ) -> None:
+        """waiting: where preempted sequences go."""
+        self.decoding = RankedList()
+        self.prefilling = RankedList()
+        self._kv = kv
+        self._waiting = waiting
+        self._counters = counters
+        self._free_rows = list(reversed(range(max_num_seqs)))  # a stack: low rows stay in use
+        self._block_size = kv.config.block_size
+        self._num_groups = len(kv.config.groups)
+        self._has_windows = any(group.window is not None for group in kv.config.groups)
+        self._refusal = (-1, 0)  # who was refused last, and how many blocks there were for it
+
+    def __len__(self) -> int:
+        return len(self.decoding) + len(self.prefilling)
+
+    @property
+    def worst(self) -> Sequence:
+        lists = (sequences.worst for sequences in (self.decoding, self.prefilling) if sequences)
+        return max(lists, key=lambda sequence: sequence.rank)
+
+    @property
+    def all_have_room(self) -> bool:
+        """Whether every running sequence has room for all tokens that it knows. The exception is a prompt
+        that fits only while its windows give back blocks; it is admitted alone, and nobody after it until it
+        is done."""
+        return all(sequence.num_slots >= sequence.num_tokens for sequence in self.prefilling)
+
+    def make_room(self, sequence: Sequence, num_tokens: int, batch: Batch) -> bool:
+        """Room for a running sequence's first num_tokens. False: it had to yield itself.
+
+        Is also what gives back the blocks that windows have passed, so with those every chunk asks.
+        """
+        if num_tokens <= sequence.num_slots and not self._has_windows:
+            return True
+        while (growth := self._grow(sequence, num_tokens)) is None:
+            victim = self.worst
+            assert victim is not sequence or len(self) > 1, "a sequence alone in the pool fits"
+            self._preempt(victim, batch)
+            if victim is sequence:
+                return False
+        batch.growths[sequence] = growth
+        return True
+
+    def admit(self, sequence: Sequence, batch: Batch, now: float) -> bool:
+        """Give a waiting sequence its row, room for all tokens it knows, and its first chunk. False: not
+        now."""
+        if not self._find_rows(sequence, batch) or not self._find_blocks(sequence, batch):
+            return False
+        num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, batch.num_tokens_left)
+        growth = self._grow(sequence, sequence.num_tokens) or self._grow(
+            sequence, sequence.num_computed_tokens + num_tokens
+        )
+        assert growth is not None, "a sequence alone in the pool fits"
+        batch.growths[sequence] = growth
+        batch.add_chunk(sequence, num_tokens)
+        self._start(sequence, now)
+        return True
+
+    def advance(self, sequence: Sequence, num_tokens: int) -> bool:
+        """A chunk is launched. True: it was the last one, and a token is sampled after it."""
+        sequence.on_device = True
+        sequence.num_computed_tokens += num_tokens
+        if sequence.num_computed_tokens < len(sequence.token_ids):
+            return False
+        sequence.num_pending_tokens += 1
+        self.prefilling.remove(sequence)
+        self.decoding.add(sequence)
+        if sequence.followers:
+            self._fork(sequence)
+        return True
+
+    def publish(self, sequence: Sequence, num_tokens: int) -> None:
+        """num_tokens of the sequence have been computed by steps that succeeded: share its full blocks."""
+        if sequence.status is SequenceStatus.RUNNING and num_tokens >= sequence.num_publishable_tokens:
+            self._kv.commit(sequence.sequence_id, sequence.token_ids, num_tokens)
+            sequence.num_publishable_tokens = self._next_block_end(num_tokens)
+
+    def publish_chunk(self, chunk: PartialChunk) -> None:
+        """The same for a chunk, unless its blocks were given up after it had been launched."""
+        if chunk.num_preemptions == chunk.sequence.num_preemptions:
+            self.publish(chunk.sequence, chunk.num_computed_tokens)
+
+    def release(self, sequence: Sequence) -> None:
+        """Take row and blocks from a running sequence, and the rows kept for its followers."""
+        (self.decoding if sequence in self.decoding else self.prefilling).remove(sequence)
+        self._kv.free(sequence.sequence_id)
+        for each in (sequence, *sequence.followers):
+            self.release_row(each)
+
+    def release_row(self, sequence: Sequence) -> None:
+        """Nothing happens to a sequence without a row."""
+        if sequence.row >= 0:
+            self._free_rows.append(sequence.row)
+            sequence.row = -1
+
+    def clear(self) -> None:
+        """Release every running sequence."""
+        for sequence in (*self.decoding, *self.prefilling):
+            self.release(sequence)
+
+    def check_invariants(self) -> None:
+        """AssertionError when rows or lists disagree."""
+        running = [*self.decoding, *self.prefilling]
+        holders = [each for sequence in running for each in (sequence, *sequence.followers)]
+        rows = [sequence.row for sequence in holders]
+        assert sorted(rows + self._free_rows) == list(range(len(rows) + len(self._free_rows))), "rows"
+        for sequence in running:
+            assert sequence.status is SequenceStatus.RUNNING
+            assert sequence.num_computed_tokens <= sequence.max_num_computed_tokens
+        for sequence in self.decoding:
+            assert sequence.on_device, "a decode row's last token is on the device"
+            assert sequence.num_computed_tokens == sequence.num_tokens - 1, "one token is left to compute"
+        for sequence in self.prefilling:
+            assert sequence.num_pending_tokens == 0, "the tokens of a chunk are known"
+            assert sequence.num_computed_tokens < sequence.num_tokens, "nothing is left to compute"
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> Growth | None:
+        growth = self._kv.grow(sequence.sequence_id, sequence.num_computed_tokens, num_tokens)
+        if growth is not None:
+            sequence.num_slots = min(growth.num_slots, sequence.max_num_computed_tokens)
+        return growth
+
+    def _find_rows(self, sequence: Sequence, batch: Batch) -> bool:
+        num_rows = 1 + len(sequence.followers)
+        while len(self._free_rows) < num_rows:
+            if not self._preempt_worse_than(sequence, batch):
+                return False
+        return True
+
+    def _find_blocks(self, sequence: Sequence, batch: Batch) -> bool:
+        """Start the sequence in the KV cache if there are enough blocks, or can be."""
+        if self._refusal[0] == sequence.sequence_id and self._num_spare_blocks(sequence) <= self._refusal[1]:
+            return False  # looking its prompt up again would be in vain
+        sequence.num_computed_tokens = self._kv.add(sequence.sequence_id, sequence.token_ids)
+        while len(self) and self._num_spare_blocks(sequence) < self._num_missing_blocks(sequence):
+            if not self._preempt_worse_than(sequence, batch):
+                sequence.num_computed_tokens = 0
+                self._kv.free(sequence.sequence_id)
+                self._refusal = (sequence.sequence_id, self._num_spare_blocks(sequence))
+                return False
+        return True
+
+    def _num_missing_blocks(self, sequence: Sequence) -> int:
+        num_blocks = num_blocks_for(sequence.num_tokens, self._block_size)
+        return (num_blocks - sequence.num_computed_tokens // self._block_size) * self._num_groups
+
+    def _num_spare_blocks(self, sequence: Sequence) -> int:
+        """Free blocks, less those kept for sequences that rank better, and for outputs to be forked."""
+        num_better = self.decoding.num_better(sequence.rank) + self.prefilling.num_better(sequence.rank)
+        num_followers = sum(len(each.followers) for each in (sequence, *self.prefilling))
+        return self._kv.num_free_blocks - (num_better + num_followers) * self._num_groups
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        self._waiting.remove(sequence)
+        self.prefilling.add(sequence)
+        for each in (sequence, *sequence.followers):
+            each.row = self._free_rows.pop()
+        sequence.status = SequenceStatus.RUNNING
+        sequence.num_publishable_tokens = self._next_block_end(sequence.num_computed_tokens)
+        if sequence.times.first_scheduled is None:
+            sequence.times.first_scheduled = now
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self._counters.num_prompt_tokens += sequence.num_prompt_tokens
+
+    def _preempt_worse_than(self, sequence: Sequence, batch: Batch) -> bool:
+        if not len(self) or self.worst.rank < sequence.rank:
+            return False
+        self._preempt(self.worst, batch)
+        return True
+
+    def _preempt(self, sequence: Sequence, batch: Batch) -> None:
+        self._counters.num_preemptions += 1
+        self._counters.num_preempted_tokens += sequence.num_computed_tokens
+        batch.drop(sequence)
+        self.release(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_computed_tokens = sequence.num_slots = 0
+        sequence.on_device = False
+        sequence.num_preemptions += 1
+        self._waiting.add(sequence)
+
+    def _fork(self, leader: Sequence) -> None:
+        """The prompt is computed: its followers share all of it but the last token.
+
+        That one each computes itself, in a later step (its copies of shared blocks come before the
+        computation, so they would miss what this step writes), and samples after it. Nobody may write into a
+        shared block before it has asked for room again.
+        """
+        num_shared_tokens = leader.num_prompt_tokens - 1
+        for follower in leader.followers:
+            forked = self._kv.fork(leader.sequence_id, follower.sequence_id, num_shared_tokens)
+            assert forked, "the leader last asked for room before its last prompt token was computed"
+            follower.status = SequenceStatus.RUNNING
+            follower.num_computed_tokens = follower.num_slots = num_shared_tokens
+            follower.num_publishable_tokens = self._next_block_end(num_shared_tokens)
+            follower.num_cached_tokens = leader.num_cached_tokens
+            follower.times.first_scheduled = leader.times.first_scheduled
+            self.prefilling.add(follower)
+        leader.num_slots = leader.num_computed_tokens
+        leader.followers = []
+
+    def _next_block_end(self, num_tokens: int) -> int:
+        return (num_tokens // self._block_size + 1) * self._block_size

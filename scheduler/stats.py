@@ -1,0 +1,94 @@
+"""What the scheduler and its loop tell about themselves."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvcache.manager import KVCacheManager
+from scheduler.request import FinishReason
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start. Mutable, and the scheduler's own."""
+
+    num_steps: int = 0
+    num_decode_rows: int = 0
+    num_chunk_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_preempted_tokens: int = 0
+    num_finished: Counter[FinishReason] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """A snapshot. The first group of fields are present values, the others totals since the start.
+
+    kv_usage: held blocks over all blocks, 0 to 1. num_decode_rows / num_chunk_tokens: of all launched steps;
+    their sum over num_steps is the mean number of tokens a step. num_prompt_tokens: prompts of the requests
+    that have been admitted, cached tokens included, once a request. num_generated_tokens: sampled tokens that
+    reached their sequence. num_preempted_tokens: computed tokens that preemptions gave up (what of them is
+    found in the prefix cache need not be computed again). num_finished: sequences by reason.
+    num_prefix_queried_tokens / num_prefix_hit_tokens: see KVCacheManager.prefix_stats.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_steps_in_flight: int
+    num_free_blocks: int
+    num_blocks: int
+    kv_usage: float
+
+    num_steps: int
+    num_decode_rows: int
+    num_chunk_tokens: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_preemptions: int
+    num_preempted_tokens: int
+    num_finished: Mapping[FinishReason, int]
+    num_prefix_queried_tokens: int
+    num_prefix_hit_tokens: int
+
+
+def snapshot(
+    counters: Counters, kv: KVCacheManager, num_running: int, num_waiting: int, num_steps_in_flight: int
+) -> SchedulerStats:
+    return SchedulerStats(
+        num_running=num_running,
+        num_waiting=num_waiting,
+        num_steps_in_flight=num_steps_in_flight,
+        num_free_blocks=kv.num_free_blocks,
+        num_blocks=kv.num_blocks,
+        kv_usage=kv.usage,
+        num_steps=counters.num_steps,
+        num_decode_rows=counters.num_decode_rows,
+        num_chunk_tokens=counters.num_chunk_tokens,
+        num_prompt_tokens=counters.num_prompt_tokens,
+        num_generated_tokens=counters.num_generated_tokens,
+        num_preemptions=counters.num_preemptions,
+        num_preempted_tokens=counters.num_preempted_tokens,
+        num_finished=dict(counters.num_finished),
+        num_prefix_queried_tokens=kv.prefix_stats.num_queried_tokens,
+        num_prefix_hit_tokens=kv.prefix_stats.num_hit_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step that went well, told by the loop once it has been read. Durations in seconds of the loop's
+    clock.
+
+    schedule_seconds: deciding what runs. launch_seconds: handing it to the device. wait_seconds: until its
+    tokens were on the host (the device's lead over the host). update_seconds: taking them in.
+    """
+
+    step_id: int
+    num_decode_rows: int
+    num_chunk_tokens: int
+    schedule_seconds: float
+    launch_seconds: float
+    wait_seconds: float
+    update_seconds: float
