@@ -19,11 +19,14 @@ class OutputOptions:
     """What the deltas of one request carry.
 
     text: generated text. token_ids: generated ids. echo: the prompt comes first, as text and/or ids likewise.
+    interval: seconds between two deltas of an output; what comes sooner is merged into one. The first and the
+    last delta are not held back.
     """
 
     text: bool = True
     token_ids: bool = False
     echo: bool = False
+    interval: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

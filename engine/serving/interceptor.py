@@ -1,0 +1,78 @@
+"""Around every call of the service: its deadline, and typed errors turned into statuses."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from engine.serving.status import status_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any] | None
+
+# A client that does not read does not take its status either. It lies behind what is on its way already.
+_SECONDS_TO_SEND_STATUS = 1.0
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Lets the methods of one service raise typed errors, and parses their requests.
+
+    Left to itself, gRPC answers a request that it cannot parse with UNKNOWN, as if the server had failed.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"/{service}/"
+        self._handlers: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        method = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
+        handler = await continuation(handler_call_details)
+        if handler is not None and method.startswith(self._prefix):
+            handler = self._handlers[method] = _with_status(handler)
+        return handler
+
+
+def _with_status(handler: Any) -> Handler:
+    parse = handler.request_deserializer
+
+    async def unary_stream(request: bytes, context: Context) -> None:
+        async with _status(context):
+            await handler.unary_stream(parse(request), context)
+
+    async def unary_unary(request: bytes, context: Context) -> Any:
+        async with _status(context):
+            return await handler.unary_unary(parse(request), context)
+
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(unary_stream, None, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(unary_unary, None, handler.response_serializer)
+
+
+@asynccontextmanager
+async def _status(context: Context) -> AsyncIterator[None]:
+    deadline = asyncio.timeout(context.time_remaining())
+    try:
+        async with deadline:
+            yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        if deadline.expired():
+            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed")
+        else:
+            await _abort(context, *status_of(error))
+
+
+async def _abort(context: Context, code: grpc.StatusCode, details: str) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SECONDS_TO_SEND_STATUS):
+            await context.abort(code, details)

@@ -1,0 +1,31 @@
+"""The server's options. The engine's own are in engine/config.py."""
+
+from dataclasses import dataclass
+
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """host, port: where to listen; port 0 takes a free one. max_message_bytes: largest request accepted.
+
+    stream_interval: seconds between two messages of one output; tokens that come sooner travel together. The
+    first and the last message are not held back.
+    stall_seconds: how long one message may wait for a client that does not read; then its request is aborted.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    max_message_bytes: int = 64 << 20
+    stream_interval: float = 0.01
+    stall_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port}: must be in [0, 65535]")
+        if self.max_message_bytes < 1:
+            raise ConfigError(f"max_message_bytes {self.max_message_bytes}: must be at least 1")
+        if not 0 <= self.stream_interval <= 10:
+            raise ConfigError(f"stream_interval {self.stream_interval}: must be in [0, 10] seconds")
+        if not self.stall_seconds > 0:
+            raise ConfigError(f"stall_seconds {self.stall_seconds}: must be above 0")

@@ -1,0 +1,123 @@
+"""Messages of generation.proto to the engine's own types. Checks all that needs no engine to be checked."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from engine.errors import InvalidArgumentError
+from engine.sampling.params import SamplingParams
+from engine.serving.types import MAX_REQUEST_ID_LENGTH, ModelInfo, OutputOptions
+from inflight import v1 as pb
+
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed")
+_STOPPING_LISTS = ("stop_strings", "stop_token_ids")
+_STOPPING_SCALARS = ("max_new_tokens", "min_new_tokens", "ignore_eos", "include_stop")
+_GROUPS = {"sampling": _SAMPLING_FIELDS, "stopping": (*_STOPPING_SCALARS, *_STOPPING_LISTS)}
+_PATHS = {field: f"{group}.{field}" for group, fields in _GROUPS.items() for field in fields}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateArguments:
+    """A GenerateRequest as `AsyncEngine.generate` takes it."""
+
+    request_id: str
+    prompt: str | Sequence[int]
+    params: SamplingParams
+    priority: int
+    output: OutputOptions
+
+
+def field_path(field: str) -> str:
+    """Where a field of SamplingParams is in a GenerateRequest. Other names are returned as they are."""
+    return _PATHS.get(field, field)
+
+
+def parse_generate(request: pb.GenerateRequest, info: ModelInfo) -> GenerateArguments:
+    """Raises InvalidArgumentError."""
+    for group, message in (
+        ("", request),
+        ("sampling.", request.sampling),
+        ("stopping.", request.stopping),
+        ("output.", request.output),
+    ):
+        _refuse_unknown_fields(group, message)
+    if request.priority and info.policy == "fcfs":
+        raise InvalidArgumentError("priority", request.priority, "must be 0: this server runs policy fcfs")
+    return GenerateArguments(
+        request_id=parse_request_id(request.request_id) if request.request_id else uuid.uuid4().hex,
+        prompt=_parse_input(request, info),
+        params=_parse_params(request, info),
+        priority=request.priority,
+        output=_parse_output(request.output),
+    )
+
+
+def parse_request_id(request_id: str) -> str:
+    """Raises InvalidArgumentError."""
+    if not 1 <= len(request_id) <= MAX_REQUEST_ID_LENGTH:
+        limit = f"must have 1 to {MAX_REQUEST_ID_LENGTH} characters, this one has {len(request_id)}"
+        raise InvalidArgumentError("request_id", request_id, limit)
+    if not all("!" <= character <= "~" for character in request_id):
+        raise InvalidArgumentError("request_id", request_id, "must be printable ASCII without spaces")
+    return request_id
+
+
+def parse_text(field: str, text: str, info: ModelInfo) -> str:
+    """Raises InvalidArgumentError if no tokenizing can make the text fit the model."""
+    if len(text) > info.max_prompt_chars:
+        limit = f"at most {info.max_prompt_chars} characters fit {info.max_model_len} tokens"
+        raise InvalidArgumentError(field, f"{len(text)} characters", limit)
+    return text
+
+
+def parse_token_ids(field: str, token_ids: Sequence[int], info: ModelInfo) -> list[int]:
+    """Raises InvalidArgumentError if an id is not in the vocabulary."""
+    if token_ids and max(token_ids) >= info.vocab_size:
+        limit = f"must be in [0, {info.vocab_size}), the vocabulary"
+        raise InvalidArgumentError(field, max(token_ids), limit)
+    return list(token_ids)
+
+
+def _refuse_unknown_fields(group: str, message: Message) -> None:
+    """A field that this version does not know asks for something that would be ignored."""
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        limit = "this server does not know the field: its API is older than the client's"
+        raise InvalidArgumentError(f"{group}(number)", unknown[0].field_number, limit)
+
+
+def _parse_input(request: pb.GenerateRequest, info: ModelInfo) -> str | list[int]:
+    kind = request.WhichOneof("input")
+    if kind is None:
+        raise InvalidArgumentError("input", None, "set prompt or token_ids")
+    if not request.prompt and not request.token_ids.ids:
+        raise InvalidArgumentError(kind, "", "must not be empty: there is nothing to continue")
+    if kind == "prompt":
+        return parse_text("prompt", request.prompt, info)
+    return parse_token_ids("token_ids", request.token_ids.ids, info)
+
+
+def _parse_params(request: pb.GenerateRequest, info: ModelInfo) -> SamplingParams:
+    sampling, stopping = request.sampling, request.stopping
+    given: dict[str, Any] = {field.name: value for field, value in sampling.ListFields()}
+    given |= {field.name: value for field, value in stopping.ListFields()}
+    given |= {name: tuple(given[name]) for name in _STOPPING_LISTS if name in given}
+    if request.HasField("n"):
+        given["num_outputs"] = request.n
+    params = SamplingParams(**given)
+    parse_token_ids("stop_token_ids", params.stop_token_ids, info)
+    can_stop = params.stop_strings or params.stop_token_ids or (info.eos_token_ids and not params.ignore_eos)
+    if params.include_stop and not can_stop:
+        raise InvalidArgumentError("include_stop", True, "there is no stop that could be included")
+    return params
+
+
+def _parse_output(output: pb.Output) -> OutputOptions:
+    text = output.text if output.HasField("text") else True
+    if not text and not output.token_ids:
+        raise InvalidArgumentError("output.text", False, "at least one of text and token_ids must be true")
+    return OutputOptions(text=text, token_ids=output.token_ids, echo=output.echo)

@@ -1,0 +1,106 @@
+"""The service of generation.proto. Its methods raise typed errors: see interceptor.py."""
+
+# ruff: noqa: N802  the methods' names are the service's
+
+import asyncio
+import importlib.metadata
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+
+import grpc.aio
+
+from engine.errors import NotFoundError, OverloadedError
+from engine.serving import requests, responses
+from engine.serving.async_engine import AsyncEngine
+from engine.serving.interceptor import Context
+from engine.serving.types import OutputDelta
+from inflight import v1 as pb
+from scheduler.request import FinishReason
+
+# gRPC ends a call up to some milliseconds before the deadline that it reports.
+_DEADLINE_SLACK = 0.05
+
+
+class GenerationService(pb.GenerationServicer):
+    """stream_interval, stall_seconds: see ServerOptions."""
+
+    def __init__(self, engine: AsyncEngine, *, stream_interval: float, stall_seconds: float) -> None:
+        self._engine = engine
+        self._stream_interval = stream_interval
+        self._stall_seconds = stall_seconds
+        version = importlib.metadata.version("inflight-engine")
+        self._model_info = responses.model_message(engine.model_info, version)
+
+    async def Generate(  # type: ignore[override]  # it writes to the context, which the stubs do not know
+        self, request: pb.GenerateRequest, context: Context
+    ) -> None:
+        async with self._generate(request, context, self._stream_interval) as deltas:
+            async for delta in deltas:
+                await self._write(context, responses.delta_message(delta))
+
+    async def GenerateOnce(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateOnceResponse:
+        async with self._generate(request, context, interval=1.0) as deltas:
+            return await responses.once_message(deltas)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        text = requests.parse_text("text", request.text, self._engine.model_info)
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        return pb.TokenizeResponse(token_ids=await self._engine.tokenize(text, add_special_tokens=special))
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        token_ids = requests.parse_token_ids("token_ids", request.token_ids, self._engine.model_info)
+        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        return pb.DetokenizeResponse(text=await self._engine.detokenize(token_ids, skip_special_tokens=skip))
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, context: Context
+    ) -> pb.GetModelInfoResponse:
+        return self._model_info
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        await self._engine.abort(requests.parse_request_id(request.request_id))
+        return pb.AbortResponse()
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
+        return responses.load_message(self._engine.load())
+
+    @asynccontextmanager
+    async def _generate(
+        self, request: pb.GenerateRequest, context: Context, interval: float
+    ) -> AsyncIterator[AsyncIterator[OutputDelta]]:
+        """The deltas of a request, which ends with the block, however that ends."""
+        arguments = requests.parse_generate(request, self._engine.model_info)
+        await context.send_initial_metadata((("request-id", arguments.request_id),))
+        deltas = self._engine.generate(
+            arguments.request_id,
+            arguments.prompt,
+            arguments.params,
+            priority=arguments.priority,
+            output=replace(arguments.output, interval=interval),
+        )
+        async with aclosing(deltas):
+            try:
+                yield deltas
+            except asyncio.CancelledError:
+                await self._abandon(arguments.request_id, context)
+                raise
+
+    async def _abandon(self, request_id: str, context: Context) -> None:
+        """Abort the request of a call that is over, telling a passed deadline from a client that left."""
+        remaining = context.time_remaining()
+        late = remaining is not None and remaining < _DEADLINE_SLACK
+        with suppress(NotFoundError):  # it has just ended, or never began
+            await self._engine.abort(request_id, FinishReason.DEADLINE if late else FinishReason.ABORT)
+
+    async def _write(self, context: Context, message: pb.GenerateResponse) -> None:
+        """Waits while the client's window is full, which is what holds a slow reader back."""
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await context.write(message)
+        except TimeoutError:
+            limit = f"{self._stall_seconds:g} s"
+            raise OverloadedError(f"the client did not read the stream for {limit}: aborted") from None
+        except grpc.aio.InternalError:
+            # The call ended while the message was on its way, and gRPC is about to cancel this task.
+            raise asyncio.CancelledError from None
