@@ -87,8 +87,8 @@ class GenerateRequest(_message.Message):
     metadata, as `request-id`.
     """
     prompt: _builtins.str
-    """Text, at least 1 token, and with at least one generated token at most `max_model_len` tokens. The
-    tokenizer's special tokens (beginning of sequence) are added as the model expects them.
+    """Text, not empty. The tokenizer adds the special tokens that the model expects (beginning of sequence).
+    With one generated token it makes at most `max_model_len` tokens.
     """
     n: _builtins.int
     """What to do (8 to 15). 12 to 15: structure (guided decoding), adapters.
@@ -103,7 +103,7 @@ class GenerateRequest(_message.Message):
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
-        """Token ids, taken as they are."""
+        """Token ids, taken as they are: at least 1, and with one generated token at most `max_model_len`."""
 
     @_builtins.property
     def sampling(self) -> Global___Sampling:
@@ -402,10 +402,15 @@ class GenerateOnceResponse(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Of the whole request (10 to 15)"""
+        """Ends (10 to 15), of the whole request
+
+        Always set.
+        """
 
     @_builtins.property
-    def timings(self) -> Global___Timings: ...
+    def timings(self) -> Global___Timings:
+        """Always set."""
+
     def __init__(
         self,
         *,
@@ -439,7 +444,12 @@ class GeneratedOutput(_message.Message):
         """All token ids. Empty if not selected."""
 
     @_builtins.property
-    def finish(self) -> Global___Finish: ...
+    def finish(self) -> Global___Finish:
+        """Ends (10 to 15)
+
+        Why it ended. Always set.
+        """
+
     def __init__(
         self,
         *,
@@ -457,12 +467,15 @@ Global___GeneratedOutput: _TypeAlias = GeneratedOutput  # noqa: Y015
 
 @_typing.final
 class Finish(_message.Message):
+    """How an output ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     STOP_STRING_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
+    """Always set."""
     stop_string: _builtins.str
     """The stop string that occurred."""
     stop_token_id: _builtins.int
@@ -583,7 +596,9 @@ class TokenizeResponse(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Generate would compute on."""
+
     def __init__(
         self,
         *,
@@ -697,7 +712,10 @@ class GetModelInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___Limits:
-        """The server (10 to 15)"""
+        """The server (10 to 15)
+
+        Always set.
+        """
 
     def __init__(
         self,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GenerationStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Text generation. Health is grpc.health.v1, with the service names "" and "inflight.v1.Generation".
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -72,7 +73,8 @@ class GenerationStub(object):
 
 
 class GenerationServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Text generation. Health is grpc.health.v1, with the service names "" and "inflight.v1.Generation".
+    """
 
     def Generate(self, request, context):
         """Generates, and streams every output's text and tokens as they come, then status OK.
@@ -171,7 +173,8 @@ def add_GenerationServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Generation(object):
-    """Missing associated documentation comment in .proto file."""
+    """Text generation. Health is grpc.health.v1, with the service names "" and "inflight.v1.Generation".
+    """
 
     @staticmethod
     def Generate(request,

@@ -45,6 +45,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationStub:
+    """Text generation. Health is grpc.health.v1, with the service names "" and "inflight.v1.Generation"."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -68,6 +70,8 @@ class GenerationStub:
 
 @_typing.type_check_only
 class GenerationAsyncStub(GenerationStub):
+    """Text generation. Health is grpc.health.v1, with the service names "" and "inflight.v1.Generation"."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates, and streams every output's text and tokens as they come, then status OK."""
@@ -87,6 +91,8 @@ class GenerationAsyncStub(GenerationStub):
     """How busy the server is, now."""
 
 class GenerationServicer(metaclass=_abc_1.ABCMeta):
+    """Text generation. Health is grpc.health.v1, with the service names "" and "inflight.v1.Generation"."""
+
     @_abc_1.abstractmethod
     def Generate(
         self,
