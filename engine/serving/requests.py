@@ -1,4 +1,4 @@
-"""Messages of generation.proto to the engine's own types. Checks all that needs no engine to be checked."""
+"""Messages of generation.proto to the engine's own types. The engine judges what takes a model to judge."""
 
 import uuid
 from collections.abc import Sequence
@@ -13,11 +13,9 @@ from engine.sampling.params import SamplingParams
 from engine.serving.types import MAX_REQUEST_ID_LENGTH, ModelInfo, OutputOptions
 from inflight import v1 as pb
 
-_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed")
-_STOPPING_LISTS = ("stop_strings", "stop_token_ids")
-_STOPPING_SCALARS = ("max_new_tokens", "min_new_tokens", "ignore_eos", "include_stop")
-_GROUPS = {"sampling": _SAMPLING_FIELDS, "stopping": (*_STOPPING_SCALARS, *_STOPPING_LISTS)}
-_PATHS = {field: f"{group}.{field}" for group, fields in _GROUPS.items() for field in fields}
+_PATHS = {name: f"sampling.{name}" for name in pb.Sampling.DESCRIPTOR.fields_by_name} | {
+    name: f"stopping.{name}" for name in pb.Stopping.DESCRIPTOR.fields_by_name
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +43,9 @@ def parse_generate(request: pb.GenerateRequest, info: ModelInfo) -> GenerateArgu
         ("output.", request.output),
     ):
         _refuse_unknown_fields(group, message)
-    if request.priority and info.policy == "fcfs":
-        raise InvalidArgumentError("priority", request.priority, "must be 0: this server runs policy fcfs")
     return GenerateArguments(
         request_id=parse_request_id(request.request_id) if request.request_id else uuid.uuid4().hex,
-        prompt=_parse_input(request, info),
+        prompt=_parse_input(request),
         params=_parse_params(request, info),
         priority=request.priority,
         output=_parse_output(request.output),
@@ -86,30 +82,29 @@ def _refuse_unknown_fields(group: str, message: Message) -> None:
     """A field that this version does not know asks for something that would be ignored."""
     unknown = UnknownFieldSet(message)
     if len(unknown):
-        limit = "this server does not know the field: its API is older than the client's"
-        raise InvalidArgumentError(f"{group}(number)", unknown[0].field_number, limit)
+        limit = "this server does not know a field of this number: its API is older than the client's"
+        raise InvalidArgumentError(f"{group}#{unknown[0].field_number}", "set", limit)
 
 
-def _parse_input(request: pb.GenerateRequest, info: ModelInfo) -> str | list[int]:
+def _parse_input(request: pb.GenerateRequest) -> str | list[int]:
     kind = request.WhichOneof("input")
     if kind is None:
         raise InvalidArgumentError("input", None, "set prompt or token_ids")
     if not request.prompt and not request.token_ids.ids:
         raise InvalidArgumentError(kind, "", "must not be empty: there is nothing to continue")
-    if kind == "prompt":
-        return parse_text("prompt", request.prompt, info)
-    return parse_token_ids("token_ids", request.token_ids.ids, info)
+    return request.prompt or list(request.token_ids.ids)
 
 
 def _parse_params(request: pb.GenerateRequest, info: ModelInfo) -> SamplingParams:
     sampling, stopping = request.sampling, request.stopping
     given: dict[str, Any] = {field.name: value for field, value in sampling.ListFields()}
     given |= {field.name: value for field, value in stopping.ListFields()}
-    given |= {name: tuple(given[name]) for name in _STOPPING_LISTS if name in given}
+    given |= {
+        name: tuple(value) for name, value in given.items() if name in ("stop_strings", "stop_token_ids")
+    }
     if request.HasField("n"):
         given["num_outputs"] = request.n
     params = SamplingParams(**given)
-    parse_token_ids("stop_token_ids", params.stop_token_ids, info)
     can_stop = params.stop_strings or params.stop_token_ids or (info.eos_token_ids and not params.ignore_eos)
     if params.include_stop and not can_stop:
         raise InvalidArgumentError("include_stop", True, "there is no stop that could be included")

@@ -93,8 +93,8 @@ class GenerateRequest(_message.Message):
     n: _builtins.int
     """What to do (8 to 15). 12 to 15: structure (guided decoding), adapters.
 
-    Outputs to generate from the prompt, which is computed once. In [1, 128]; above 1 only with
-    sampling.temperature > 0. Default: 1.
+    Outputs to generate from the prompt, which is computed once. In [1, 128] and at most
+    `limits.max_num_seqs`; above 1 only with sampling.temperature > 0. Default: 1.
     """
     priority: _builtins.int
     """When to run (16 to 19)
@@ -248,12 +248,12 @@ class Stopping(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """The output ends with FINISH_REASON_LENGTH after so many. At least 1; more than the model and the KV cache
-    leave room for is clamped to that room. Default: as many as there is room for.
+    """The output ends with FINISH_REASON_LENGTH after so many. At least 1, and at most the room that the prompt
+    leaves in `max_model_len`. Default: that room.
     """
     min_new_tokens: _builtins.int
     """Before so many the output cannot stop: end-of-sequence and stop tokens are not chosen, stop strings not
-    looked for. At most max_new_tokens and the room left. Default: 0.
+    looked for. At most max_new_tokens. Default: 0.
     """
     ignore_eos: _builtins.bool
     """The model's own end-of-sequence tokens do not end the output (stop_token_ids still do). Default: false."""
