@@ -1,7 +1,8 @@
 """What one request asks of sampling and stopping, validated on construction."""
 
 import math
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 
 from engine.errors import InvalidArgumentError
 
@@ -18,13 +19,15 @@ class SamplingParams:
     """Sampling and stopping of one request. The default is greedy.
 
     temperature: 0 is greedy (argmax); up to MAX_TEMPERATURE.
-    top_k: 0 keeps all tokens. top_p: in (0, 1], 1 keeps all. min_p: in [0, 1], 0 keeps all; a token survives when
-    its probability is at least min_p times the largest one. They apply in this order, after the temperature.
-    seed: unsigned 64 bits; output i of a request draws from the stream (seed, i). None: a fresh random seed.
+    top_k: 0 keeps all tokens. top_p: in (0, 1], 1 keeps all. min_p: in [0, 1], 0 keeps all; a token survives
+    when its probability is at least min_p times the largest one. They apply in this order, after the
+    temperature; tokens as likely as the last survivor survive too.
+    seed: unsigned 64 bits; output i of a request draws from the stream (seed, i). None: a random seed, which
+    `with_seed` fills in.
     max_new_tokens: None means as many as the model's maximum length and the pool leave room for.
     min_new_tokens: end-of-sequence and stop token ids cannot be sampled, and stop strings are not looked for,
     before that many.
-    stop_strings end the output where they first occur in its text; include_stop keeps the stop string or token.
+    stop_strings end the output where its text first contains one; include_stop keeps the string or token.
     ignore_eos: the model's own end-of-sequence ids do not stop; stop_token_ids still do.
 
     Raises InvalidArgumentError naming the field, the value and the limit.
@@ -57,6 +60,11 @@ class SamplingParams:
         self._check_combinations()
         self._check_stops()
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises InvalidArgumentError for a stop token id that the model does not have."""
+        for token_id in self.stop_token_ids:
+            _check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
+
     def _check_combinations(self) -> None:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             limit = f"at most max_new_tokens={self.max_new_tokens}"
@@ -70,12 +78,13 @@ class SamplingParams:
         if self.min_p > 0:
             raise InvalidArgumentError("min_p", self.min_p, f"must be 0 here{_OFF}")
         if self.num_outputs > 1:
-            limit = "must be 1 when temperature is 0 (unset means 0, greedy): greedy outputs would all be equal"
+            limit = "must be 1 when temperature is 0 (unset means 0, greedy): all outputs would be equal"
             raise InvalidArgumentError("n", self.num_outputs, limit)
 
     def _check_stops(self) -> None:
         if len(self.stop_strings) > MAX_STOP_STRINGS:
-            raise InvalidArgumentError("stop_strings", len(self.stop_strings), f"at most {MAX_STOP_STRINGS} strings")
+            limit = f"at most {MAX_STOP_STRINGS} strings"
+            raise InvalidArgumentError("stop_strings", len(self.stop_strings), limit)
         for stop in self.stop_strings:
             if not 1 <= len(stop) <= MAX_STOP_STRING_LENGTH:
                 limit = f"each has 1 to {MAX_STOP_STRING_LENGTH} characters, this one has {len(stop)}"
@@ -83,6 +92,13 @@ class SamplingParams:
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             limit = f"at most {MAX_STOP_TOKEN_IDS} ids"
             raise InvalidArgumentError("stop_token_ids", len(self.stop_token_ids), limit)
+        for token_id in self.stop_token_ids:
+            _check_integer("stop_token_ids", token_id, 0, 2**31 - 1)
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """The same parameters with a seed: a random one where the request named none."""
+    return params if params.seed is not None else replace(params, seed=secrets.randbits(64))
 
 
 def _check_range(field: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
@@ -91,5 +107,5 @@ def _check_range(field: str, value: float, low: float, high: float, *, open_low:
 
 
 def _check_integer(field: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise InvalidArgumentError(field, value, f"must be in [{low}, {high}]")
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidArgumentError(field, value, f"must be an integer in [{low}, {high}]")
