@@ -1,0 +1,1 @@
+"""Paged attention and the writing of K/V with RoPE: what lies between the segments of a decoder."""

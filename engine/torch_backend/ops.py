@@ -1,0 +1,34 @@
+"""engine.model.ops.Ops on torch tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+
+class TorchOps:
+    """See `engine.model.ops.Ops`. Norms are computed in float32 by torch itself, whatever the dtype."""
+
+    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(token_ids, table)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return functional.linear(x, weight, bias)
+
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        width = weight.shape[0]
+        runs = x if x.shape[-1] == width else x.view(x.shape[0], -1, width)
+        return functional.rms_norm(runs, (width,), weight, eps).view(x.shape)
+
+    def swiglu(self, x: torch.Tensor, gate_up: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        gate, up = functional.linear(x, gate_up, bias).chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+
+    def split(self, x: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        return torch.split_with_sizes(x, list(sizes), dim=-1)
+
+    def concat(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(list(parts), dim=-1)
