@@ -12,7 +12,11 @@ from scheduler.running import RunningSequences
 from scheduler.stats import Counters, SchedulerStats, snapshot
 from scheduler.step import Finish, StepInput, StepOutput
 
-_REASONS = {Finish.STOP: FinishReason.STOP, Finish.LENGTH: FinishReason.LENGTH}
+_REASONS: dict[int, FinishReason] = {
+    Finish.STOP: FinishReason.STOP,
+    Finish.LENGTH: FinishReason.LENGTH,
+}
+_ERROR = int(Finish.ERROR)  # a plain integer, because it is compared with every token's verdict
 _NO_DISTRIBUTION = "the model's output is not a distribution over tokens (NaN or infinite logits)"
 
 
@@ -199,26 +203,28 @@ class Scheduler:
         return step
 
     def _append_tokens(self, sampling: list[Sequence], output: StepOutput, now: float) -> None:
+        self._counters.num_generated_tokens += len(sampling)
         outputs = self._roster.outputs
-        num_dropped = 0
         for sequence, token_id, finish in zip(sampling, output.token_ids, output.finishes, strict=True):
-            if sequence.finish_reason is not None:  # it ended while this step was in flight
-                num_dropped += 1
+            if sequence.finish_reason is not None or finish == _ERROR:
+                self._drop_token(sequence, now)
                 continue
-            if finish == Finish.ERROR:
-                num_dropped += 1
-                self._roster.end(sequence, FinishReason.ERROR, now, error=_NO_DISTRIBUTION)
-                continue
-            sequence.token_ids.append(token_id)
+            token_ids = sequence.token_ids
+            token_ids.append(token_id)
             sequence.num_pending_tokens -= 1
-            if len(sequence.token_ids) > sequence.checkpoint:
+            if len(token_ids) > sequence.checkpoint:
                 self._pass_checkpoint(sequence, now)
             if finish:
-                self._roster.end(sequence, _REASONS[Finish(finish)], now, (token_id,))
+                self._roster.end(sequence, _REASONS[finish], now, (token_id,))
             else:
-                request = sequence.request
-                outputs.append(SequenceOutput(request.request_id, sequence.output_index, (token_id,)))
-        self._counters.num_generated_tokens += len(sampling) - num_dropped
+                request_id = sequence.request.request_id
+                outputs.append(SequenceOutput(request_id, sequence.output_index, (token_id,)))
+
+    def _drop_token(self, sequence: Sequence, now: float) -> None:
+        """It belongs to nobody: the sequence ended while the step was in flight; or it means nothing."""
+        self._counters.num_generated_tokens -= 1
+        if sequence.finish_reason is None:
+            self._roster.end(sequence, FinishReason.ERROR, now, error=_NO_DISTRIBUTION)
 
     def _pass_checkpoint(self, sequence: Sequence, now: float) -> None:
         """The first token, or a block to publish: all but the last of the known tokens have been computed."""
