@@ -3,7 +3,6 @@
 # ruff: noqa: N802  the methods' names are the service's
 
 import asyncio
-import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ from engine.serving import requests, responses
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.interceptor import Context
 from engine.serving.types import OutputDelta
+from engine.serving.version import version
 from inflight import v1 as pb
 from scheduler.request import FinishReason
 
@@ -29,8 +29,7 @@ class GenerationService(pb.GenerationServicer):
         self._engine = engine
         self._stream_interval = stream_interval
         self._stall_seconds = stall_seconds
-        version = importlib.metadata.version("inflight-engine")
-        self._model_info = responses.model_message(engine.model_info, version)
+        self._model_info = responses.model_message(engine.model_info, version())
 
     async def Generate(  # type: ignore[override]  # it writes to the context, which the stubs do not know
         self, request: pb.GenerateRequest, context: Context
