@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(model_dir: Path, config: "ModelConfig") -> Iterator[tuple[str, str]]:
+    from engine.memory import format_bytes
     from engine.model.weights import num_parameters
-    from engine.serving.units import format_bytes
 
     num_weights = num_parameters(config)
     yield "model", model_dir.resolve().name

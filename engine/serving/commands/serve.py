@@ -5,17 +5,20 @@ A second signal ends it at once.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from engine.config import DEVICES, DTYPES, CacheOptions, EngineOptions
 from engine.demo import MODEL_DIR
+from engine.memory import format_bytes
 from engine.serving.options import ServerOptions
-from engine.serving.units import format_bytes, parse_bytes
+from scheduler.policy import POLICIES
 
 _ENGINE = EngineOptions(MODEL_DIR)
 _CACHE = CacheOptions()
 _SERVER = ServerOptions()
+_SIZE = re.compile(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +107,7 @@ def _add_engine(add: Any) -> None:
         default=_ENGINE.max_num_queued,
         help="requests that may wait; one more is refused with RESOURCE_EXHAUSTED",
     )
-    add("--policy", choices=["fcfs", "priority"], default=_ENGINE.policy, help="which request runs first")
+    add("--policy", choices=POLICIES, default=_ENGINE.policy, help="which request runs first")
 
 
 def _add_cache(add: Any) -> None:
@@ -127,10 +130,12 @@ def _add_cache(add: Any) -> None:
 
 
 def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    """Bytes of "1.5G", "512 MiB" or "4096"; units are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 512M or 1.5G")
+    number, unit = match.groups()
+    return int(float(number) * 1024 ** "BKMGT".index(unit.upper() or "B"))
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
