@@ -13,6 +13,8 @@ from engine.sampling.params import SamplingParams
 from engine.serving.types import MAX_REQUEST_ID_LENGTH, ModelInfo, OutputOptions
 from inflight import v1 as pb
 
+MAX_TOKEN_IDS = 2**20  # to detokenize in one call
+
 _PATHS = {name: f"sampling.{name}" for name in pb.Sampling.DESCRIPTOR.fields_by_name} | {
     name: f"stopping.{name}" for name in pb.Stopping.DESCRIPTOR.fields_by_name
 }
@@ -71,7 +73,9 @@ def parse_text(field: str, text: str, info: ModelInfo) -> str:
 
 
 def parse_token_ids(field: str, token_ids: Sequence[int], info: ModelInfo) -> list[int]:
-    """Raises InvalidArgumentError if an id is not in the vocabulary."""
+    """Raises InvalidArgumentError if there are too many, or if one is not in the vocabulary."""
+    if len(token_ids) > MAX_TOKEN_IDS:
+        raise InvalidArgumentError(field, f"{len(token_ids)} ids", f"at most {MAX_TOKEN_IDS}")
     if token_ids and max(token_ids) >= info.vocab_size:
         limit = f"must be in [0, {info.vocab_size}), the vocabulary"
         raise InvalidArgumentError(field, max(token_ids), limit)
