@@ -16,7 +16,7 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: int = 50051
-    max_message_bytes: int = 64 << 20
+    max_message_bytes: int = 16 << 20
     stream_interval: float = 0.01
     stall_seconds: float = 30.0
 

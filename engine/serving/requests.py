@@ -90,13 +90,13 @@ def _refuse_unknown_fields(group: str, message: Message) -> None:
         raise InvalidArgumentError(f"{group}#{unknown[0].field_number}", "set", limit)
 
 
-def _parse_input(request: pb.GenerateRequest) -> str | list[int]:
+def _parse_input(request: pb.GenerateRequest) -> str | Sequence[int]:
     kind = request.WhichOneof("input")
     if kind is None:
         raise InvalidArgumentError("input", None, "set prompt or token_ids")
     if not request.prompt and not request.token_ids.ids:
         raise InvalidArgumentError(kind, "", "must not be empty: there is nothing to continue")
-    return request.prompt or list(request.token_ids.ids)
+    return request.prompt or request.token_ids.ids
 
 
 def _parse_params(request: pb.GenerateRequest, info: ModelInfo) -> SamplingParams:
