@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL_DIR",
         nargs="?",
         type=Path,
-        default=argparse.SUPPRESS,
         help="a Hugging Face directory: config.json, safetensors, tokenizer files (default: the demo model)",
     )
     _add_server(parser.add_argument_group("server").add_argument)
@@ -83,7 +82,6 @@ def _add_engine(add: Any) -> None:
         "--max-model-len",
         type=int,
         metavar="TOKENS",
-        default=argparse.SUPPRESS,
         help="longest sequence, prompt and output (default: the model's own limit)",
     )
     add(
@@ -116,7 +114,6 @@ def _add_cache(add: Any) -> None:
         "--kv-cache-bytes",
         type=_size,
         metavar="SIZE",
-        default=argparse.SUPPRESS,
         help="size of the KV cache, such as 512M or 2G (default: what --kv-cache-fraction gives)",
     )
     add(
@@ -142,15 +139,15 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     """Raises ConfigError."""
     cache = CacheOptions(
         block_size=args.block_size,
-        num_bytes=getattr(args, "kv_cache_bytes", None),
+        num_bytes=args.kv_cache_bytes,
         fraction=args.kv_cache_fraction,
         enable_prefix_caching=not args.no_prefix_caching,
     )
     return EngineOptions(
-        model_dir=getattr(args, "model_dir", MODEL_DIR),
+        model_dir=args.model_dir or MODEL_DIR,
         device=args.device,
         dtype=args.dtype,
-        max_model_len=getattr(args, "max_model_len", None),
+        max_model_len=args.max_model_len,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_num_queued=args.max_num_queued,

@@ -1,0 +1,175 @@
+"""The command line: options, exit codes, what is imported when, and the client command against a server."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config import CacheOptions, EngineOptions
+from engine.demo import MODEL_DIR
+from engine.serving import cli
+from engine.serving.commands import serve
+from engine.serving.options import ServerOptions
+
+TINY_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    return cli.build_parser().parse_args(argv)
+
+
+def test_serve_without_options_takes_the_defaults_of_the_engine() -> None:
+    args = parse("serve")
+    assert serve.engine_options(args) == EngineOptions(MODEL_DIR)
+    assert serve.server_options(args) == ServerOptions()
+
+
+def test_every_option_of_serve_arrives() -> None:
+    args = parse(
+        *("serve", "some/model", "--host", "::1", "--port", "0", "--stream-interval", "0.5"),
+        *("--stall-seconds", "3", "--max-message-bytes", "1M", "--device", "cpu", "--dtype", "bfloat16"),
+        *("--max-model-len", "99", "--max-num-seqs", "3", "--max-num-batched-tokens", "7"),
+        *("--max-num-queued", "5", "--policy", "priority", "--block-size", "32"),
+        *("--kv-cache-bytes", "1.5G", "--kv-cache-fraction", "0.25", "--no-prefix-caching"),
+    )
+    assert serve.engine_options(args) == EngineOptions(
+        model_dir=Path("some/model"),
+        device="cpu",
+        dtype="bfloat16",
+        max_model_len=99,
+        max_num_seqs=3,
+        max_num_batched_tokens=7,
+        max_num_queued=5,
+        policy="priority",
+        cache=CacheOptions(32, num_bytes=3 << 29, fraction=0.25, enable_prefix_caching=False),
+    )
+    assert serve.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("4096", 4096),
+        ("512M", 512 << 20),
+        ("1.5 GiB", 3 << 29),
+        ("10kb", 10 << 10),
+        ("2t", 2 << 40),
+        ("0", 0),
+    ],
+)
+def test_sizes_are_powers_of_1024(text: str, num_bytes: int) -> None:
+    assert parse("serve", "--kv-cache-bytes", text).kv_cache_bytes == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "inf", "G", "1P", "1,5G"])
+def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("serve", f"--kv-cache-bytes={text}")
+    assert caught.value.code == 2
+    assert "is not a size such as 4096, 512M or 1.5G" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*command.split(), "--help")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "None)" not in shown
+    assert "False)" not in shown
+    if command == "serve":
+        for default in ("127.0.0.1", "50051", "16 MiB", "512", "0.9", "the demo model"):
+            assert f"(default: {default})" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "70000"], "port 70000: must be in [0, 65535]"),
+        (["--max-num-seqs", "0"], "max_num_seqs 0: must be at least 1"),
+        (["--max-num-batched-tokens", "8"], "max_num_batched_tokens 8: must be at least max_num_seqs=64"),
+        (["--block-size", "0"], "block size 0: must be in [1, 1024] tokens"),
+        (["--kv-cache-fraction", "2"], "KV cache fraction 2.0: must be in (0, 1]"),
+        (["--stream-interval", "nan"], "stream_interval nan: must be in [0, 10] seconds"),
+        (["--stall-seconds", "0"], "stall_seconds 0.0: must be above 0"),
+        (["--grace-seconds", "-1"], "grace_seconds -1.0: must be at least 0"),
+        (["no/such/model"], "no/such/model"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("inflight: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_info_tells_sizes_from_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY_LLAMA))
+    assert cli.main(["info", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "architecture LlamaForCausalLM (supported)" in shown
+    # Embedding; for each layer q and o, k and v, MLP and norms; the last norm.
+    parameters = 1000 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+    assert f"parameters {parameters:,}" in shown
+    assert "KV cache 256 B a token 128 KiB for the longest sequence" in shown
+    assert "longest sequence 512 tokens" in shown
+
+
+def test_info_says_what_is_supported_instead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY_LLAMA | {"architectures": ["MambaForCausalLM"]}))
+    assert cli.main(["info", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert "MambaForCausalLM" in shown
+    assert "LlamaForCausalLM" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "unwanted"),
+    [
+        (["--help"], {"torch", "transformers", "grpc", "numpy"}),
+        (["serve", "--help"], {"torch", "transformers", "grpc", "numpy"}),
+        (["generate", "x", "--address", "127.0.0.1:1", "--timeout", "0.01"], {"torch", "transformers"}),
+        (["info", "no/such/model"], {"torch", "transformers", "grpc"}),
+    ],
+    ids=str,
+)
+def test_a_command_imports_only_what_it_needs(argv: list[str], unwanted: set[str]) -> None:
+    code = (
+        "import sys\n"
+        "from engine.serving.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+    )
+    paths = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=paths)
+    assert "engine.serving.cli" in done.stderr.split(), done.stderr
+    assert unwanted.isdisjoint(done.stderr.split())
+
+
+def test_generate_without_a_server_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "x", "--address", "127.0.0.1:1", "--timeout", "5"]) == 1
+    assert capsys.readouterr().err.startswith("inflight: UNAVAILABLE: ")
+
+
+def test_generate_refuses_what_the_message_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "x", "--top-k", "-1"]) == 2
+    assert "-1" in capsys.readouterr().err
