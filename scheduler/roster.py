@@ -14,26 +14,29 @@ from scheduler.request import (
 from scheduler.running import RunningSequences
 from scheduler.stats import Counters
 
+_Asked = tuple[
+    str, int | None, FinishReason
+]  # request, one of its outputs or all of them, why they shall end
+
 
 class Roster:
     """requests: the outputs of each request that have not ended, in order; a leader comes before its
     followers.
 
-    outputs: what the caller has not taken yet.
+    num_sequences: how many there are in all. outputs: what the caller has not taken yet.
     """
 
     def __init__(
         self, policy: str, waiting: RankedList, running: RunningSequences, counters: Counters
     ) -> None:
         self.requests: dict[str, list[Sequence]] = {}
+        self.num_sequences = 0
         self.outputs: list[SequenceOutput] = []
         self._policy = policy
         self._waiting = waiting
         self._running = running
         self._counters = counters
-        self._asked: list[
-            tuple[str, int | None, FinishReason]
-        ] = []  # ends to apply at the next step boundary
+        self._asked: list[_Asked] = []  # to apply at the next step boundary
         self._arrivals = count()
         self._sequence_ids = count()
 
@@ -56,6 +59,7 @@ class Roster:
             for index in range(request.num_outputs)
         ]
         self.requests[request.request_id] = sequences
+        self.num_sequences += len(sequences)
         self._lead(sequences)
 
     def ask_end(self, request_id: str, output_index: int | None, reason: FinishReason) -> bool:
@@ -129,6 +133,7 @@ class Roster:
         token_ids: tuple[int, ...],
         error: str | None,
     ) -> None:
+        self.num_sequences -= 1
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         summary = sequence.summarize(reason, now, error)

@@ -116,8 +116,9 @@ class Scheduler:
         return bool(self._roster.requests)
 
     def stats(self) -> SchedulerStats:
+        """Numbers only, none of them looked for: cheap, and safe to ask for from another thread."""
         num_running = len(self._running)
-        num_waiting = len(self._roster.sequences) - num_running
+        num_waiting = self._roster.num_sequences - num_running
         return snapshot(self._counters, self._kv, num_running, num_waiting, len(self._in_flight))
 
     def check_invariants(self) -> None:
@@ -129,7 +130,9 @@ class Scheduler:
             assert sequence.num_computed_tokens == 0, "a waiting sequence has computed tokens"
         leaders = [*self._waiting, *self._running.decoding, *self._running.prefilling]
         listed = [each for leader in leaders for each in (leader, *leader.followers)]
-        assert Counter(listed) == Counter(self._roster.sequences), "a sequence is lost, or listed twice"
+        alive = self._roster.sequences
+        assert Counter(listed) == Counter(alive), "a sequence is lost, or listed twice"
+        assert len(alive) == self._roster.num_sequences, "miscounted"
         pending = Counter(each for step in self._in_flight.values() for each in step.sampling)
         for sequence in listed:
             assert sequence.finish_reason is None, "a sequence that has ended is listed"
@@ -146,7 +149,7 @@ class Scheduler:
         if num_prompt_tokens < 1 or request.max_new_tokens < 1:
             raise ValueError("a request needs a prompt token and a new token at least")
         if not 1 <= request.num_outputs <= limits.max_num_seqs:
-            raise ValueError(f"num_outputs={request.num_outputs}: at most max_num_seqs={limits.max_num_seqs}")
+            raise ValueError(f"num_outputs={request.num_outputs}: must be in [1, {limits.max_num_seqs}]")
         if num_tokens > limits.max_model_len:
             raise ValueError(f"{num_tokens} tokens: at most max_model_len={limits.max_model_len}")
         if not self._kv.fits(num_tokens - 1, limits.max_num_batched_tokens):
@@ -213,7 +216,7 @@ class Scheduler:
             token_ids.append(token_id)
             sequence.num_pending_tokens -= 1
             if len(token_ids) > sequence.checkpoint:
-                self._pass_checkpoint(sequence, now)
+                self._pass_checkpoint(sequence, finish, now)
             if finish:
                 self._roster.end(sequence, _REASONS[finish], now, (token_id,))
             else:
@@ -226,11 +229,11 @@ class Scheduler:
         if sequence.finish_reason is None:
             self._roster.end(sequence, FinishReason.ERROR, now, error=_NO_DISTRIBUTION)
 
-    def _pass_checkpoint(self, sequence: Sequence, now: float) -> None:
+    def _pass_checkpoint(self, sequence: Sequence, finish: int, now: float) -> None:
         """The first token, or a block to publish: all but the last of the known tokens have been computed."""
         if sequence.times.first_token is None:
             sequence.times.first_token = now
         num_tokens = len(sequence.token_ids) - 1
-        assert num_tokens <= sequence.max_num_computed_tokens, "the device did not end it"
+        assert finish or num_tokens < sequence.max_num_computed_tokens, "the device did not end it"
         self._running.publish(sequence, num_tokens)
         sequence.checkpoint = min(sequence.num_publishable_tokens, sequence.max_num_computed_tokens)
