@@ -60,11 +60,6 @@ class SamplingParams:
         self._check_combinations()
         self._check_stops()
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises InvalidArgumentError for a stop token id that the model does not have."""
-        for token_id in self.stop_token_ids:
-            _check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
-
     def _check_combinations(self) -> None:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             limit = f"at most max_new_tokens={self.max_new_tokens}"
