@@ -214,6 +214,7 @@ def test_tokens_of_weight_zero_are_never_drawn(weights: list[float], fraction: f
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_step_on_a_gpu_never_waits_and_draws_what_the_cpu_draws(make_row: MakeRow) -> None:
     new_rows = [make_row(row, params) for row, params in enumerate(MIXED)]
     logits = torch.stack([logits_of(row, 0) for row in range(len(MIXED))])
