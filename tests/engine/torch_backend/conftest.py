@@ -1,0 +1,184 @@
+"""Tiny random models of every architecture, saved by transformers, and a way to run them to the end."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from engine.config import CacheOptions, EngineOptions
+from engine.sampling.params import SamplingParams
+from engine.torch_backend.build import TorchEngine, build
+from kvcache.manager import KVCacheManager
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request, SequenceSummary
+from scheduler.scheduler import Scheduler
+from scheduler.stats import SchedulerStats
+from scheduler.step import PendingStep
+
+NUM_NEW_TOKENS = 64
+_SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.25,  # large enough for texts that do not repeat one token
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
+
+# Name -> (prefix of the transformers classes, what differs from _SIZES)
+MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
+    "llama3.1-tied": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
+    "llama-linear": ("Llama", {"rope_parameters": _LINEAR}),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral-windowed": ("Mistral", {"sliding_window": 24}),
+    "mistral-full": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-mixed": ("Qwen2", _QWEN_WINDOWS),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A model directory, and the model that transformers wrote there."""
+
+    path: Path
+    reference: Any
+
+    def greedy(self, prompt: list[int], num_new_tokens: int = NUM_NEW_TOKENS) -> list[int]:
+        """transformers' own continuation."""
+        ids = torch.tensor([prompt])
+        out = self.reference.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_new_tokens
+        )
+        token_ids: list[int] = out[0, len(prompt) :].tolist()
+        return token_ids
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Threads that wait for each other at every tiny operation are many times slower on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
+    """Makes the model of a name of MODELS, once a session; half of them in several shards."""
+
+    @cache
+    def make(name: str) -> TinyModel:
+        torch.manual_seed(sorted(MODELS).index(name))
+        family, differences = MODELS[name]
+        config = getattr(transformers, f"{family}Config")(**{**_SIZES, **differences})
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if parameter_name.endswith("bias") or parameter.dim() == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)  # else zeros and ones, which hide mistakes
+        path = tmp_path_factory.mktemp(name)
+        is_sharded = sorted(MODELS).index(name) % 2 == 0
+        model.save_pretrained(path, max_shard_size="100KB" if is_sharded else "1GB")
+        assert (path / "model.safetensors.index.json").exists() == is_sharded
+        return TinyModel(path, model)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Of unequal lengths, two of them longer than the windows, one longer than a step's token budget."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(2, 128, (n,), generator=generator).tolist() for n in (5, 21, 47, 90)]
+
+
+def options(path: Path, num_bytes: int | None, block_size: int, changes: dict[str, Any]) -> EngineOptions:
+    """Small limits: chunks of at most 40 tokens, four sequences at once."""
+    given = {"device": "cpu", "max_num_seqs": 4, "max_num_batched_tokens": 40, **changes}
+    return EngineOptions(path, cache=CacheOptions(block_size, num_bytes), **given)
+
+
+@dataclass
+class Served:
+    """What came of the requests: token ids and summaries by (request id, output index)."""
+
+    token_ids: dict[tuple[str, int], list[int]]
+    summaries: dict[tuple[str, int], SequenceSummary]
+    stats: SchedulerStats
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Token ids in the order of request ids, then outputs."""
+        return [self.token_ids[key] for key in sorted(self.token_ids)]
+
+
+class Server:
+    """An engine, driven by hand through the real scheduler and KV cache manager."""
+
+    def __init__(self, engine: TorchEngine, max_num_seqs: int = 4, max_num_batched_tokens: int = 40) -> None:
+        limits = SchedulerConfig(max_num_seqs, max_num_batched_tokens, engine.model.max_model_len)
+        self.engine = engine
+        self.kv = KVCacheManager(engine.cache)
+        self.scheduler = Scheduler(limits, self.kv)
+
+    def serve(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams = SamplingParams(ignore_eos=True),  # noqa: B008 (frozen)
+        *,
+        num_outputs: int = 1,
+        num_new_tokens: int = NUM_NEW_TOKENS,
+        steps_in_flight: int = 1,
+    ) -> Served:
+        """Run the prompts, as requests "0", "1", ..., until all have ended."""
+        for i, prompt in enumerate(prompts):
+            self.scheduler.add(Request(str(i), prompt, num_new_tokens, sampling, num_outputs))
+        token_ids: dict[tuple[str, int], list[int]] = defaultdict(list)
+        summaries: dict[tuple[str, int], SequenceSummary] = {}
+        pending: list[PendingStep] = []
+        while self.scheduler.has_work:
+            while len(pending) < steps_in_flight and (step := self.scheduler.schedule(now=0.0)):
+                pending.append(self.engine.runner.launch(step))
+            for output in self.scheduler.update(pending.pop(0).result(), now=0.0):
+                key = (output.request_id, output.output_index)
+                token_ids[key] += output.token_ids
+                if output.summary:
+                    summaries[key] = output.summary
+        self.kv.check_invariants()
+        assert self.kv.num_free_blocks == self.kv.num_blocks
+        return Served(dict(token_ids), summaries, self.scheduler.stats())
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Callable[[str], TinyModel]) -> Callable[..., Server]:
+    """A fresh engine on the model of that name. num_blocks: of the pool; changes: of EngineOptions."""
+
+    def make(name: str, num_blocks: int | None = None, block_size: int = 16, **changes: Any) -> Server:
+        path = tiny_model(name).path
+        engine = build(options(path, None, block_size, changes))
+        if num_blocks is not None:
+            block_bytes = engine.memory.kv_bytes // engine.memory.num_blocks
+            engine = build(options(path, num_blocks * block_bytes, block_size, changes))
+        return Server(engine)
+
+    return make
