@@ -23,9 +23,9 @@ class BlockTable:
 
     def passed(self, num_computed_tokens: int, block_size: int) -> list[int]:
         """Held blocks that the query at position num_computed_tokens, and all after it, do not see."""
-        return self.block_ids[
-            self.num_passed : first_visible_block(num_computed_tokens, self.window, block_size)
-        ]
+        first_visible = first_visible_block(num_computed_tokens, self.window, block_size)
+        assert first_visible >= self.num_passed, "the query would see blocks that are given back"
+        return self.block_ids[self.num_passed : first_visible]
 
     def sees_from(self, num_tokens: int, block_size: int) -> bool:
         """Whether all that the query at position num_tokens sees is still held."""

@@ -54,6 +54,10 @@ class _SequenceBlocks:
     def num_blocks(self) -> int:
         return len(self.tables[0].block_ids)
 
+    def prefix_of(self, num_blocks: int) -> Prefix | None:
+        """The text of that many committed blocks."""
+        return self.prefix and self.prefix.ancestor(self.num_committed_blocks - num_blocks)
+
 
 class KVCacheManager:
     """Who owns which block. Pure bookkeeping: no tensors, no clock, no randomness.
@@ -98,16 +102,19 @@ class KVCacheManager:
 
         Gives back the blocks that windows have passed (the query at num_computed_tokens does not see them),
         swaps shared blocks that would be written for copies, and takes new ones. None: too few free blocks.
+        A num_computed_tokens below an earlier one takes back what was computed and committed from there on,
+        which is possible as far back as no window has passed.
         """
         sequence = self._sequences[sequence_id]
         num_held = sequence.num_blocks
         num_blocks = max(num_held, num_blocks_for(num_tokens, self._block_size))
         assert num_computed_tokens <= num_held * self._block_size, "computed tokens without a block"
-        assert num_computed_tokens >= sequence.num_committed_blocks * self._block_size, "committed is final"
         if not self._has_room(sequence, num_computed_tokens, num_blocks):
             return None
         if sequence.num_queried_tokens:
             self._count_lookup(sequence)
+        if num_computed_tokens < sequence.num_committed_blocks * self._block_size:
+            self._take_back(sequence, num_computed_tokens // self._block_size)
         for table in sequence.tables:
             self._give_back_passed(table, num_computed_tokens)
         updates: list[TableUpdate] = []
@@ -124,8 +131,7 @@ class KVCacheManager:
         """Publish the full blocks within the first num_computed_tokens of token_ids for reuse by others.
 
         Count only tokens whose step has succeeded: what a failed step should have written must not be found.
-        Each block is published once, so calling again costs only what is new. What is committed is final: it
-        must not be written again.
+        Each block is published once, so calling again costs only what is new.
         """
         if not self.config.enable_prefix_caching:
             return
@@ -141,8 +147,8 @@ class KVCacheManager:
 
         Steps before the child's first one must write those: its copies come before that step's own writes.
         Neither may write into a shared block before its next grow(). False: a sliding window has passed
-        tokens that the child would see, which needs a num_tokens below the num_computed_tokens of the
-        parent's last grow(). Then add() the child instead.
+        tokens that the child would see. That takes a num_tokens below the num_computed_tokens of the
+        parent's last grow(), or below its cached tokens. Then add() the child instead.
         """
         assert child_id not in self._sequences, f"sequence {child_id} exists"
         parent = self._sequences[parent_id]
@@ -152,8 +158,7 @@ class KVCacheManager:
         num_committed_blocks = min(parent.num_committed_blocks, num_tokens // self._block_size)
         self._sequences[child_id] = _SequenceBlocks(
             tables=[self._share_table(table, num_tokens) for table in parent.tables],
-            prefix=parent.prefix
-            and parent.prefix.ancestor(parent.num_committed_blocks - num_committed_blocks),
+            prefix=parent.prefix_of(num_committed_blocks),
             num_committed_blocks=num_committed_blocks,
         )
         return True
@@ -187,7 +192,7 @@ class KVCacheManager:
     @property
     def usage(self) -> float:
         """Held blocks over all blocks, 0 to 1 (reusable cached blocks are not held)."""
-        return 1 - self._pool.num_free / self._pool.num_blocks
+        return (self.num_blocks - self.num_free_blocks) / self.num_blocks
 
     @property
     def prefix_stats(self) -> PrefixStats:
@@ -283,6 +288,11 @@ class KVCacheManager:
 
     def _release(self, block_id: int) -> None:
         self._pool.release(block_id, reusable=block_id in self._cache)
+
+    def _take_back(self, sequence: _SequenceBlocks, num_blocks: int) -> None:
+        """Forget what the sequence has committed beyond num_blocks."""
+        sequence.prefix = sequence.prefix_of(num_blocks)
+        sequence.num_committed_blocks = num_blocks
 
     def _count_lookup(self, sequence: _SequenceBlocks) -> None:
         self._num_queried_tokens += sequence.num_queried_tokens

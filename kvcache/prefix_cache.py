@@ -4,7 +4,7 @@ The cache is a tree. A *prefix* is block_size tokens after those of its parent, 
 knows the block of each layer group that holds the K/V of its own tokens. It is found by a chained hash, of
 its parent's hash and its own tokens (the scheme of vLLM's automatic prefix caching). A hash alone proves
 nothing: a prefix is accepted only if its tokens are the ones asked for and its parent is the very prefix
-found one block before. So, by induction, the whole text is equal, and a collision never gives one text the K/V
+found one block before. So, by induction, the whole text is equal: a collision never gives one text the K/V
 of another.
 """
 
@@ -109,6 +109,7 @@ class PrefixCache:
 
     def check_invariants(self) -> None:
         """AssertionError when blocks and prefixes disagree."""
+        assert NULL_BLOCK not in self._prefix_of, "the null block holds nothing"
         for block_id, prefix in self._prefix_of.items():
             assert prefix.block_ids.count(block_id) == 1, f"block {block_id}: its prefix does not know it"
             assert self._prefixes.get(prefix.hash) is prefix, f"block {block_id}: nobody can find its prefix"
