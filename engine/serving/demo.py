@@ -1,15 +1,9 @@
 """The demo: a server in a process of its own, a handful of prompts at once, their streams side by side."""
 
 import asyncio
-import re
 import statistics
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.columns import Columns
@@ -19,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from engine.serving.server_process import server_process
 from inflight import v1 as pb
 
 PROMPTS = (
@@ -33,8 +28,6 @@ PROMPTS = (
 )
 MAX_NEW_TOKENS = 160
 _SHOWN_LINES = 4
-_ADDRESSES = {"grpc": re.compile(r"gRPC\s+(\S+:\d+)"), "metrics": re.compile(r"http://(\S+:\d+)/metrics")}
-_STARTUP_SECONDS = 120.0
 
 
 @dataclass(slots=True)
@@ -82,46 +75,12 @@ def run() -> int:
     console = Console(highlight=False)
     begin = time.perf_counter()
     console.print("starting [bold]inflight serve[/] on the demo model …")
-    with _server() as addresses:
-        console.print(f"ready at {addresses['grpc']} after {time.perf_counter() - begin:.1f} s\n")
-        outcome = asyncio.run(_generate_all(console, addresses["grpc"]))
-        outcome.metrics = _scrape(addresses["metrics"])
+    with server_process() as addresses:
+        console.print(f"ready at {addresses.grpc} after {time.perf_counter() - begin:.1f} s\n")
+        outcome = asyncio.run(_generate_all(console, addresses.grpc))
+        outcome.metrics = _scrape(addresses.metrics)
     console.print(_summary(outcome))
     return 0 if all(stream.ended in ("stop", "length") for stream in outcome.streams) else 1
-
-
-@contextmanager
-def _server() -> Iterator[dict[str, str]]:
-    """`inflight serve` on free ports: its addresses, read off what it prints."""
-    command = [sys.executable, "-m", "engine.serving.cli", "serve", "--port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen(
-        [*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        yield _read_addresses(process)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _read_addresses(process: subprocess.Popen[str]) -> dict[str, str]:
-    """Read the server's output until both addresses are there, and keep draining it afterwards."""
-    assert process.stdout is not None
-    timer = threading.Timer(_STARTUP_SECONDS, process.kill)
-    timer.start()
-    printed, addresses = "", dict[str, str]()
-    for line in process.stdout:
-        printed += line
-        for name, pattern in _ADDRESSES.items():
-            if match := pattern.search(line):
-                addresses[name] = match[1]
-        if len(addresses) == len(_ADDRESSES):
-            break
-    timer.cancel()
-    if len(addresses) != len(_ADDRESSES):
-        raise SystemExit(f"the server did not start:\n{printed}")
-    threading.Thread(target=process.stdout.read, daemon=True).start()
-    return addresses
 
 
 async def _generate_all(console: Console, address: str) -> Outcome:
