@@ -50,6 +50,5 @@ def rotation(positions: torch.Tensor, frequencies: torch.Tensor) -> Rotation:
 
 def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
     """[N, heads, head_dim] -> the same, rotated, in x's dtype."""
-    half = x.shape[-1] // 2
-    swapped = torch.cat((x[..., half:], x[..., :half]), -1)
+    swapped = x.roll(x.shape[-1] // 2, -1)
     return torch.addcmul(x * by.cos, swapped, by.sin).to(x.dtype)
