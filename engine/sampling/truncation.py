@@ -39,10 +39,8 @@ def _of_largest(
     logits: Tensor, totals: Tensor, top_k: Tensor, top_p: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """Thresholds [n] from the `width` largest logits, and whether these were enough, bool [n]."""
-    if width < logits.shape[1]:
-        largest = logits.topk(width).values
-    else:
-        largest = logits.sort(descending=True).values  # on a GPU faster than topk of everything
+    wants_all = width == logits.shape[1]  # which sort finds sooner, on a GPU
+    largest = logits.sort(descending=True).values if wants_all else logits.topk(width).values
     limited = top_k > 0
     last_k = torch.where(limited, top_k, logits.shape[1]).clamp(max=logits.shape[1]).long() - 1
     beyond_k = torch.arange(width, device=logits.device) > last_k.unsqueeze(1)

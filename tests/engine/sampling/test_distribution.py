@@ -69,7 +69,7 @@ def make_logits(vocab_size: int, scale: float) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vocabulary_of_500(kind: str, make_sampler: Callable[..., Sampler]) -> None:
-    logits, num_rows = make_logits(500, 2.0), 400
+    logits, num_rows = make_logits(500, 2.0), 300
     sampler = make_sampler([KINDS[kind]] * num_rows, 500)
     token_ids = draw(sampler, logits, num_rows, num_steps=40)
     assert_follows(token_ids.flatten(), exact_probabilities(logits, KINDS[kind]))
@@ -79,7 +79,7 @@ def test_vocabulary_of_500(kind: str, make_sampler: Callable[..., Sampler]) -> N
 def test_mixed_rows_of_a_large_vocabulary(
     vocab_size: int, num_steps: int, make_sampler: Callable[..., Sampler]
 ) -> None:
-    logits, copies = make_logits(vocab_size, 3.0), 16
+    logits, copies = make_logits(vocab_size, 3.0), 8
     kinds: Sequence[SamplingParams] = [*KINDS.values(), SamplingParams()]
     sampler = make_sampler(list(kinds) * copies, vocab_size)
     token_ids = draw(sampler, logits, len(kinds) * copies, num_steps)

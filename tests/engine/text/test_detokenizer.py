@@ -51,9 +51,9 @@ def continuation(tokenizer: Tokenizer, prompt: Sequence[int], token_ids: Sequenc
     return whole[len(before) :]
 
 
-@pytest.mark.parametrize("prompt", ["", "Hello", "it's ", "a \n"])
+@pytest.mark.parametrize("prompt", ["", "Hello", "it's "])
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(TOKEN_IDS, CUTS)
 def test_any_tokens_in_any_pieces(
     all_tokenizers: dict[str, Tokenizer], kind: str, prompt: str, token_ids: list[int], cuts: list[int]
