@@ -15,7 +15,7 @@ class Tokenizer:
     """A `tokenizers` backend that no longer changes, so any thread may use it.
 
     vocab_size: tokens, added ones included. special_token_ids: those that `decode` leaves out unless told.
-    sha256: hexadecimal digest of tokenizer.json.
+    max_token_chars: characters of the longest token. sha256: hexadecimal digest of tokenizer.json.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, serialized: bytes) -> None:
@@ -25,6 +25,7 @@ class Tokenizer:
         self._start_stream = choose_decoding(backend)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.max_token_chars = max(map(len, backend.get_vocab(with_added_tokens=True)))
         self.sha256 = sha256(serialized).hexdigest()
 
     @classmethod
