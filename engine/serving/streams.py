@@ -1,0 +1,158 @@
+"""The requests that somebody reads, or that still run: admission, and the one end of each."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    OverloadedError,
+    StepFailedError,
+    UnavailableError,
+)
+from engine.serving.intake import Asked
+from engine.serving.mailbox import Mailbox
+from engine.serving.metrics import Metrics
+from engine.serving.request_outputs import RequestEnd
+from engine.serving.types import OutputDelta, OutputFinish, Timings, Usage
+from scheduler.request import FinishReason
+
+logger = logging.getLogger("inflight")
+
+_REFUSALS: dict[type[Exception], str] = {
+    InvalidArgumentError: "invalid",
+    AlreadyExistsError: "duplicate",
+    OverloadedError: "overloaded",
+    UnavailableError: "unavailable",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One request and its reader.
+
+    ended: how it went, once it has ended; cancelled if it was refused after all. preparing: its tokenizing.
+    is_submitted: the engine has it, so only the engine can tell how it ends. has_left: nobody reads it any
+    more.
+    """
+
+    asked: Asked
+    mailbox: Mailbox
+    ended: asyncio.Future[RequestEnd]
+    preparing: asyncio.Future[Any] | None = None
+    is_submitted: bool = False
+    has_left: bool = False
+
+
+class Streams:
+    """A request keeps its id and its slots until it has ended and its reader has left.
+
+    An output takes a slot. There are as many as may run at once and wait together.
+    """
+
+    def __init__(self, num_slots: int, metrics: Metrics) -> None:
+        self.idle = asyncio.Event()  # set while there is no request
+        self.idle.set()
+        self._streams: dict[str, Stream] = {}
+        self._num_free_slots = num_slots
+        self._metrics = metrics
+
+    def open(self) -> list[Stream]:
+        """Those that have not ended, as of now."""
+        return [stream for stream in self._streams.values() if not stream.ended.done()]
+
+    def find(self, request_id: str) -> Stream | None:
+        """The request of that id, if it has not ended."""
+        stream = self._streams.get(request_id)
+        return None if stream is None or stream.ended.done() else stream
+
+    def admit(self, asked: Asked) -> Stream:
+        """Raises AlreadyExistsError, OverloadedError."""
+        if asked.request_id in self._streams:
+            raise AlreadyExistsError(f"a request with id {asked.request_id!r} is running")
+        if asked.params.num_outputs > self._num_free_slots:
+            raise OverloadedError(
+                f"the queue is full ({len(self._streams)} requests run or wait); retry later"
+            )
+        ended = asyncio.get_running_loop().create_future()
+        stream = Stream(asked, Mailbox(asked.output.interval), ended)
+        self._streams[asked.request_id] = stream
+        self._num_free_slots -= asked.params.num_outputs
+        self.idle.clear()
+        return stream
+
+    def refuse(self, stream: Stream, error: Exception) -> None:
+        """It had been admitted, but its prompt is wrong."""
+        self.count_refusal(stream.asked, error)
+        stream.ended.cancel()
+        self.leave(stream)
+
+    def count_refusal(self, asked: Asked, error: Exception) -> None:
+        self._metrics.num_rejected[_REFUSALS.get(type(error), "invalid")] += 1
+        logger.info("request %s: refused, %s", asked.request_id, type(error).__name__)
+
+    def end(self, stream: Stream, end: RequestEnd) -> None:
+        """The one end of an accepted request. Its last delta is in the mailbox, or the end has an error."""
+        if end.error is not None:
+            stream.mailbox.fail(StepFailedError(end.error))
+        assert stream.mailbox.ended, "the reader is told first"
+        stream.ended.set_result(end)
+        if stream.preparing is not None:
+            stream.preparing.cancel()
+        self._metrics.num_ended[end.reason] += 1
+        self._metrics.request_latency.observe(end.timings.total)
+        _log(stream.asked.request_id, end)
+        self._release_if_over(stream)
+
+    def end_early(self, stream: Stream, reason: FinishReason, now: float) -> None:
+        """The same for a request that the engine does not have: nothing was generated."""
+        usage, timings = Usage(0, 0, 0), Timings(None, None, now - stream.asked.arrival_time)
+        finish, last = OutputFinish(reason), stream.asked.params.num_outputs - 1
+        for index in range(last):
+            stream.mailbox.put(OutputDelta(index, finish=finish))
+        stream.mailbox.put(OutputDelta(last, finish=finish, usage=usage, timings=timings))
+        self.end(stream, RequestEnd(reason, usage, timings))
+
+    def fail(self, stream: Stream, error: Exception, now: float) -> None:
+        """The same where the reader gets an error instead."""
+        stream.mailbox.fail(error)
+        timings = Timings(None, None, now - stream.asked.arrival_time)
+        self.end(stream, RequestEnd(FinishReason.ERROR, Usage(0, 0, 0), timings, error=str(error)))
+
+    def leave(self, stream: Stream) -> None:
+        """Its reader has gone, or has read its end."""
+        stream.has_left = True
+        self._release_if_over(stream)
+
+    def _release_if_over(self, stream: Stream) -> None:
+        request_id = stream.asked.request_id
+        is_over = stream.has_left and stream.ended.done()
+        if is_over and self._streams.get(request_id) is stream:  # else it is done already
+            del self._streams[request_id]
+            self._num_free_slots += stream.asked.params.num_outputs
+            if not self._streams:
+                self.idle.set()
+
+
+def _log(request_id: str, end: RequestEnd) -> None:
+    """Never any text: prompts are the clients' own."""
+    logger.log(
+        logging.INFO if end.error is None else logging.WARNING,
+        "request %s: %s; tokens: %d prompt, %d cached, %d generated; "
+        "seconds: %s queued, %s to first token, %s in all%s",
+        request_id,
+        end.reason.value,
+        end.usage.num_prompt_tokens,
+        end.usage.num_cached_tokens,
+        end.usage.num_generated_tokens,
+        _seconds(end.timings.queued),
+        _seconds(end.timings.first_token),
+        _seconds(end.timings.total),
+        f" ({end.error})" if end.error is not None else "",
+    )
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3f}"
