@@ -1,0 +1,61 @@
+"""From options to an engine that can be started."""
+
+from dataclasses import dataclass
+
+from engine.config import EngineOptions
+from engine.demo import MODEL_DIR
+from engine.memory import MemoryBudget
+from engine.model.checkpoint import Progress
+from engine.serving.async_engine import AsyncEngine
+from engine.serving.types import ModelInfo
+from engine.text.tokenizer import Tokenizer
+from engine.torch_backend.build import TorchEngine, build
+from kvcache.manager import KVCacheManager
+from scheduler.config import SchedulerConfig
+from scheduler.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """engine: not started yet. device: as torch spells it."""
+
+    engine: AsyncEngine
+    memory: MemoryBudget
+    device: str
+
+
+def build_engine(options: EngineOptions, progress: Progress | None = None) -> BuiltEngine:
+    """Load a model and everything around it. progress: called with (bytes of weights read, bytes in all).
+
+    Raises ModelError (unsupported, broken, or without a tokenizer) or ConfigError (does not fit the machine).
+    """
+    tokenizer = Tokenizer.from_directory(options.model_dir)
+    built = build(options, progress)
+    config = SchedulerConfig(
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_model_len=built.model.max_model_len,
+        policy=options.policy,
+    )
+    kv = KVCacheManager(built.cache)
+    info = _model_info(options, built, tokenizer)
+    engine = AsyncEngine(Scheduler(config, kv), kv, built.runner, tokenizer, info)
+    return BuiltEngine(engine, built.memory, str(built.device))
+
+
+def _model_info(options: EngineOptions, built: TorchEngine, tokenizer: Tokenizer) -> ModelInfo:
+    model = built.model
+    return ModelInfo(
+        name="demo" if options.model_dir == MODEL_DIR else options.model_dir.resolve().name,
+        architecture=model.architecture,
+        vocab_size=model.vocab_size,
+        max_model_len=model.max_model_len,
+        dtype=str(built.dtype).removeprefix("torch."),
+        tokenizer_sha256=tokenizer.sha256,
+        eos_token_ids=model.eos_token_ids,
+        max_prompt_chars=model.max_model_len * tokenizer.max_token_chars,
+        block_size=built.cache.block_size,
+        policy=options.policy,
+        max_num_seqs=options.max_num_seqs,
+        max_num_queued=options.max_num_queued,
+    )
