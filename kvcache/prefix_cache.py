@@ -55,6 +55,7 @@ class PrefixCache:
 
     A prefix lives as long as anything refers to it: a published block, a longer prefix, or a sequence that
     goes on from it. So the parent of a known prefix is known too, even when its own blocks are long evicted.
+    That is what lets a window's last blocks be found again: exactly, at the price of keeping the whole text.
     """
 
     def __init__(self, num_groups: int, hash_block: BlockHash = hash_block) -> None:

@@ -46,11 +46,12 @@ def count_calls(action: Callable[[], object]) -> Counter[str]:
         elif event == "c_call":
             calls[argument.__qualname__] += 1
 
+    previous = sys.getprofile()
     sys.setprofile(note)
     try:
         action()
     finally:
-        sys.setprofile(None)
+        sys.setprofile(previous)
     return calls
 
 
