@@ -77,9 +77,12 @@ class Roster:
                     self.end(sequence, reason, now)
         self._asked.clear()
 
-    def end_request(self, request_id: str, reason: FinishReason, now: float, error: str) -> None:
-        for sequence in reversed(list(self.requests[request_id])):  # followers before their leader
-            self.end(sequence, reason, now, error=error)
+    def end_request(self, request: Request, reason: FinishReason, now: float, error: str) -> None:
+        """End what is left of a request, and nothing of a later one with the same id."""
+        sequences = self.requests.get(request.request_id, [])
+        if sequences and sequences[0].request is request:
+            for sequence in reversed(sequences.copy()):  # followers before their leader
+                self.end(sequence, reason, now, error=error)
 
     def end(
         self,

@@ -95,12 +95,14 @@ class Scheduler:
         return self.take_outputs()
 
     def fail(self, step_id: int, error: str, now: float) -> list[SequenceOutput]:
-        """A step raised: the requests that had a part in it end with ERROR. Returns as update() does."""
+        """A step raised: the requests that had a part in it end with ERROR. Returns as update() does.
+
+        All of their outputs: some may have been forked from what the step should have computed.
+        """
         step = self._in_flight.pop(step_id)
         self._roster.apply_ends(now)
-        alive = [sequence for sequence in step.sequences if sequence.finish_reason is None]
-        for request_id in dict.fromkeys(sequence.request.request_id for sequence in alive):
-            self._roster.end_request(request_id, FinishReason.ERROR, now, error)
+        for sequence in step.sequences:
+            self._roster.end_request(sequence.request, FinishReason.ERROR, now, error)
         return self.take_outputs()
 
     def take_outputs(self) -> list[SequenceOutput]:

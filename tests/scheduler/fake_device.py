@@ -154,7 +154,8 @@ class FakeDevice:
         sampling = row.new.sampling
         assert isinstance(sampling, FakeSampling)
         if row.num_generated_tokens == sampling.error_after:
-            return 0, Finish.ERROR
+            row.last_token_id = 0  # what the next step computes, if it is in flight already
+            return row.last_token_id, Finish.ERROR
         last = row.num_computed_tokens - 1
         for group in range(len(self.config.groups)):
             self._check_visible(row, group, last)

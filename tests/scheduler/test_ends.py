@@ -139,6 +139,20 @@ def test_a_failed_step_ends_outputs_not_yet_in_it(make_harness: MakeHarness) -> 
     harness.check_all_done()
 
 
+def test_a_failed_step_ends_outputs_forked_from_one_that_has_ended(make_harness: MakeHarness) -> None:
+    """They read what the step should have written, although their leader has no part in anything any more."""
+    harness = make_harness(in_flight=2)
+    harness.device.fail_result[0] = RuntimeError("out of luck")
+    harness.add("a", 5, 4, num_outputs=2)
+    harness.launch()
+    harness.scheduler.finish("a", 0)
+    harness.launch()
+    harness.drain()
+    assert harness.ends["a", 0].finish_reason is FinishReason.STOP
+    assert harness.ends["a", 1].finish_reason is FinishReason.ERROR
+    harness.check_all_done()
+
+
 def test_a_failed_step_does_not_end_a_later_request_of_the_same_name(make_harness: MakeHarness) -> None:
     harness = make_harness(in_flight=2)
     harness.device.fail_result[1] = RuntimeError("out of luck")

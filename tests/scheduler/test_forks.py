@@ -99,6 +99,19 @@ def test_outputs_preempted_after_the_fork_resume_alone(make_harness: MakeHarness
     harness.check_all_done()
 
 
+def test_an_output_without_room_for_its_copy_yields(make_harness: MakeHarness) -> None:
+    harness = make_harness(num_blocks=3)
+    harness.add("a", 8, 3, num_outputs=2)
+    harness.step()
+    assert harness.scheduler.stats().num_running == 2
+    step = harness.step()  # the first output takes the last block
+    assert step is not None
+    assert (step.decode_rows, step.chunks) == ((0,), ())
+    harness.drain()
+    assert (harness.ends["a", 0].num_preemptions, harness.ends["a", 1].num_preemptions) == (0, 1)
+    harness.check_all_done()
+
+
 @pytest.mark.parametrize("num_steps", range(6))
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_an_abort_ends_all_outputs(make_harness: MakeHarness, num_steps: int, in_flight: int) -> None:
