@@ -1,6 +1,6 @@
 """Version 1 of the gRPC API: the messages and the service of generation.proto, and a small asyncio client."""
 
-from inflight.v1.client import Client, GenerateOptions, make_request
+from inflight.v1.client import Client, GenerateCall, GenerateOnceCall, GenerateOptions, make_request
 from inflight.v1.generation_pb2 import (
     DESCRIPTOR,
     AbortRequest,
@@ -42,6 +42,8 @@ __all__ = [
     "DetokenizeResponse",
     "Finish",
     "FinishReason",
+    "GenerateCall",
+    "GenerateOnceCall",
     "GenerateOnceResponse",
     "GenerateOptions",
     "GenerateRequest",

@@ -1,7 +1,6 @@
 """Whatever a client sends, it gets a status and a message, and the server goes on with all its blocks."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -10,8 +9,9 @@ import pytest
 
 from inflight import v1
 from inflight.v1 import GenerateRequest, make_request
+from tests.support.grpc_server import Served
 
-MAX_MODEL_LEN = 128  # of the tiny server
+MAX_MODEL_LEN = 128  # of the fake model
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 METHODS = ("Generate", "GenerateOnce")
@@ -59,9 +59,9 @@ TABLE: dict[str, tuple[bytes, str]] = {
     ),
     "no room for min": (ask([5] * 100, min_new_tokens=29), r"stopping\.min_new_tokens=29: at most 28\b"),
     "huge min": (ask(min_new_tokens=2**32 - 1), r"stopping\.min_new_tokens=4294967295: "),
-    "n of 0": (sampled(n=0), r"n=0: must be in \[1, 128\]"),
-    "n of 129": (sampled(n=129), r"n=129: must be in \[1, 128\]"),
-    "n of 2^32 - 1": (sampled(n=2**32 - 1), r"n=4294967295: must be in \[1, 128\]"),
+    "n of 0": (sampled(n=0), r"n=0: must be an integer in \[1, 128\]"),
+    "n of 129": (sampled(n=129), r"n=129: must be an integer in \[1, 128\]"),
+    "n of 2^32 - 1": (sampled(n=2**32 - 1), r"n=4294967295: must be an integer in \[1, 128\]"),
     "n greedy": (ask(n=2), r"n=2: must be 1 when temperature is 0"),
     "n above the batch": (sampled(n=5), r"n=5: at most max_num_seqs=4"),
     "temperature NaN": (ask(temperature=math.nan), r"sampling\.temperature=nan: must be in \[0, 100\]"),
@@ -74,7 +74,10 @@ TABLE: dict[str, tuple[bytes, str]] = {
     "top_p NaN": (sampled(top_p=math.nan), r"sampling\.top_p=nan: must be in \(0, 1\]"),
     "top_p negative": (sampled(top_p=-0.5), r"sampling\.top_p=-0\.5: must be in \(0, 1\]"),
     "top_p greedy": (ask(top_p=0.5), r"sampling\.top_p=0\.5: must be 1 here.*temperature"),
-    "top_k of 2^31": (sampled(top_k=2**31), r"sampling\.top_k=2147483648: must be in \[0, 2147483647\]"),
+    "top_k of 2^31": (
+        sampled(top_k=2**31),
+        r"sampling\.top_k=2147483648: must be an integer in \[0, 2147483647\]",
+    ),
     "top_k greedy": (ask(top_k=5), r"sampling\.top_k=5: must be 0 or 1 here.*temperature"),
     "min_p 1.1": (sampled(min_p=1.1), r"sampling\.min_p=1\.1: must be in \[0, 1\]"),
     "min_p NaN": (sampled(min_p=math.nan), r"sampling\.min_p=nan: must be in \[0, 1\]"),
@@ -124,21 +127,21 @@ async def call(client: v1.Client, method: str, request: bytes) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", TABLE)
-async def test_generate(name: str, method: str, client: v1.Client, is_well: Callable[[], Any]) -> None:
+async def test_generate(name: str, method: str, served: Served) -> None:
     request, details = TABLE[name]
     with pytest.raises(grpc.aio.AioRpcError, match=details) as caught:
-        await call(client, method, request)
+        await call(served.client, method, request)
     assert caught.value.code() == INVALID, caught.value
     assert len(caught.value.details() or "") <= 500
-    await is_well()
+    await served.check_is_well()
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_message_over_the_limit(method: str, client: v1.Client, is_well: Callable[[], Any]) -> None:
+async def test_message_over_the_limit(method: str, served: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
-        await call(client, method, ask("x" * (17 << 20)))
+        await call(served.client, method, ask("x" * (17 << 20)))
     assert caught.value.code() == EXHAUSTED
-    await is_well()
+    await served.check_is_well()
 
 
 OTHERS: dict[str, tuple[str, bytes, grpc.StatusCode, str]] = {
@@ -173,9 +176,9 @@ OTHERS: dict[str, tuple[str, bytes, grpc.StatusCode, str]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-async def test_others(name: str, client: v1.Client, is_well: Callable[[], Any]) -> None:
+async def test_others(name: str, served: Served) -> None:
     method, request, code, details = OTHERS[name]
     with pytest.raises(grpc.aio.AioRpcError, match=details) as caught:
-        await call(client, method, request)
+        await call(served.client, method, request)
     assert caught.value.code() == code
-    await is_well()
+    await served.check_is_well()
