@@ -2,9 +2,10 @@
 
     python -m benchmarks.throughput
 
-128 requests at once, prompts of 16 to 512 and outputs of 16 to 256 tokens (workload.py). Every run is a process of
-its own; the rounds go through all engines in turn, so that a machine that drifts drifts for all. transformers'
-static batches run at several sizes, and the best one counts. Exit status 1 if an aim is missed.
+128 requests at once, prompts of 16 to 512 and outputs of 16 to 256 tokens (workload.py). Every run is a
+process of its own; the rounds go through all engines in turn, so that a machine that drifts drifts for all.
+transformers' static batches run at several sizes, and the best one counts. Exit status 1 if an aim is
+missed.
 """
 
 import argparse

@@ -50,12 +50,13 @@ class Stream:
             self.ended = pb.FinishReason.Name(event.finish.reason).removeprefix("FINISH_REASON_").lower()
 
     def panel(self, width: int) -> Panel:
-        body = Text.assemble((self.prompt, "bold cyan"), self.text)
-        lines = body.wrap(Console(width=width - 4), width - 4)[-_SHOWN_LINES:]
+        lines = Text(self.text).wrap(Console(width=width - 4), width - 4)[-_SHOWN_LINES:]
         shown = Text("\n").join([*lines, *[Text()] * (_SHOWN_LINES - len(lines))])
-        state = self.ended or "…"
+        title = Text(self.prompt.replace("\n", " "), style="bold cyan")
+        title.truncate(width - 8, overflow="ellipsis")
+        subtitle = f"{self.num_tokens} tokens, {self.ended or '…'}"
         return Panel(
-            shown, width=width, subtitle=f"{self.num_tokens} tokens, {state}", subtitle_align="right"
+            shown, title=title, title_align="left", width=width, subtitle=subtitle, subtitle_align="right"
         )
 
 
@@ -79,6 +80,7 @@ def run() -> int:
         console.print(f"ready at {addresses.grpc} after {time.perf_counter() - begin:.1f} s\n")
         outcome = asyncio.run(_generate_all(console, addresses.grpc))
         outcome.metrics = _scrape(addresses.metrics)
+    console.print()
     console.print(_summary(outcome))
     return 0 if all(stream.ended in ("stop", "length") for stream in outcome.streams) else 1
 
