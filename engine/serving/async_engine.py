@@ -170,11 +170,13 @@ class AsyncEngine:
         *,
         priority: int = 0,
         output: OutputOptions = _TEXT,
+        left_because: Callable[[], FinishReason] = lambda: FinishReason.ABORT,
     ) -> AsyncGenerator[OutputDelta, None]:
         """Iterate over what is generated from a prompt (text, or token ids taken as they are).
 
         Nothing happens before the first step of the iteration. Closing it (aclose(), cancelling the task that
-        iterates) aborts the request: use contextlib.aclosing() where the iteration may be left early.
+        iterates) aborts the request: use contextlib.aclosing() where the iteration may be left early, and
+        left_because to tell why then.
         Each output ends with a delta that has a finish; usage and timings come with the last delta of all.
 
         Raises InvalidArgumentError (naming field, value, limit), AlreadyExistsError, OverloadedError (all
@@ -189,7 +191,7 @@ class AsyncEngine:
             async for delta in stream.mailbox:
                 yield delta
         finally:
-            self._leave(stream)
+            self._leave(stream, left_because)
 
     async def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request, whatever its state, before the next step: its reader gets what there is, then the
@@ -254,9 +256,9 @@ class AsyncEngine:
         else:
             self._streams.end_early(stream, reason, self._clock())
 
-    def _leave(self, stream: Stream) -> None:
+    def _leave(self, stream: Stream, because: Callable[[], FinishReason]) -> None:
         if not stream.ended.done():
-            self._abort(stream, FinishReason.ABORT)
+            self._abort(stream, because())
         self._streams.leave(stream)
 
     def _in_pool(self, function: Callable[[], T]) -> asyncio.Future[T]:

@@ -65,6 +65,9 @@ async def _status(context: Context) -> AsyncIterator[None]:
             yield
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError:
+        # The call ended while something was being sent, and gRPC is about to cancel this task.
+        raise asyncio.CancelledError from None
     except Exception as error:
         if deadline.expired():
             await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed")
@@ -73,6 +76,6 @@ async def _status(context: Context) -> AsyncIterator[None]:
 
 
 async def _abort(context: Context, code: grpc.StatusCode, details: str) -> None:
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, grpc.aio.InternalError):
         async with asyncio.timeout(_SECONDS_TO_SEND_STATUS):
             await context.abort(code, details)

@@ -3,13 +3,12 @@
 # ruff: noqa: N802  the methods' names are the service's
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
-import grpc.aio
-
-from engine.errors import NotFoundError, OverloadedError
+from engine.errors import OverloadedError
 from engine.serving import requests, responses
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.interceptor import Context
@@ -34,12 +33,12 @@ class GenerationService(pb.GenerationServicer):
     async def Generate(  # type: ignore[override]  # it writes to the context, which the stubs do not know
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
-        async with self._generate(request, context, self._stream_interval) as deltas:
+        async with await self._start(request, context, self._stream_interval) as deltas:
             async for delta in deltas:
                 await self._write(context, responses.delta_message(delta))
 
     async def GenerateOnce(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateOnceResponse:
-        async with self._generate(request, context, interval=1.0) as deltas:
+        async with await self._start(request, context, interval=1.0) as deltas:
             return await responses.once_message(deltas)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
@@ -64,33 +63,22 @@ class GenerationService(pb.GenerationServicer):
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         return responses.load_message(self._engine.load())
 
-    @asynccontextmanager
-    async def _generate(
+    async def _start(
         self, request: pb.GenerateRequest, context: Context, interval: float
-    ) -> AsyncIterator[AsyncIterator[OutputDelta]]:
-        """The deltas of a request, which ends with the block, however that ends."""
+    ) -> aclosing[AsyncGenerator[OutputDelta, None]]:
+        """The deltas of a request, which ends with the block that reads them, however that ends."""
         arguments = requests.parse_generate(request, self._engine.model_info)
         await context.send_initial_metadata((("request-id", arguments.request_id),))
-        deltas = self._engine.generate(
-            arguments.request_id,
-            arguments.prompt,
-            arguments.params,
-            priority=arguments.priority,
-            output=replace(arguments.output, interval=interval),
+        return aclosing(
+            self._engine.generate(
+                arguments.request_id,
+                arguments.prompt,
+                arguments.params,
+                priority=arguments.priority,
+                output=replace(arguments.output, interval=interval),
+                left_because=partial(_why_left, context),
+            )
         )
-        async with aclosing(deltas):
-            try:
-                yield deltas
-            except asyncio.CancelledError:
-                await self._abandon(arguments.request_id, context)
-                raise
-
-    async def _abandon(self, request_id: str, context: Context) -> None:
-        """Abort the request of a call that is over, telling a passed deadline from a client that left."""
-        remaining = context.time_remaining()
-        late = remaining is not None and remaining < _DEADLINE_SLACK
-        with suppress(NotFoundError):  # it has just ended, or never began
-            await self._engine.abort(request_id, FinishReason.DEADLINE if late else FinishReason.ABORT)
 
     async def _write(self, context: Context, message: pb.GenerateResponse) -> None:
         """Waits while the client's window is full, which is what holds a slow reader back."""
@@ -100,6 +88,10 @@ class GenerationService(pb.GenerationServicer):
         except TimeoutError:
             limit = f"{self._stall_seconds:g} s"
             raise OverloadedError(f"the client did not read the stream for {limit}: aborted") from None
-        except grpc.aio.InternalError:
-            # The call ended while the message was on its way, and gRPC is about to cancel this task.
-            raise asyncio.CancelledError from None
+
+
+def _why_left(context: Context) -> FinishReason:
+    """A call that is over before its request has ended: was it late, or did the client leave?"""
+    remaining = context.time_remaining()
+    late = remaining is not None and remaining < _DEADLINE_SLACK
+    return FinishReason.DEADLINE if late else FinishReason.ABORT
