@@ -52,7 +52,18 @@ def _imports(path: Path) -> Iterator[Import]:
             yield from (Import(shown, alias.name, id(node) in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{shown}:{node.lineno}: relative import"
-            yield Import(shown, node.module or "", id(node) in top)
+            for alias in node.names:
+                yield Import(shown, _target(node.module or "", alias.name), id(node) in top)
+
+
+def _target(module: str, name: str) -> str:
+    """The module that `from module import name` is about: a submodule, or the module itself."""
+    submodule = f"{module}.{name}".replace(".", "/")
+    return (
+        f"{module}.{name}"
+        if any((ROOT / root / f"{submodule}.py").exists() for root in ("", "proto"))
+        else module
+    )
 
 
 ALL = [imported for path in _sources() for imported in _imports(path)]
