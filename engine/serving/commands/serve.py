@@ -16,6 +16,7 @@ from engine.config import DEVICES, DTYPES, CacheOptions, EngineOptions
 from engine.demo import MODEL_DIR
 from engine.errors import ConfigError
 from engine.memory import format_bytes
+from engine.model.huggingface import load_config
 from engine.serving.options import ServerOptions
 from scheduler.policy import POLICIES
 
@@ -181,6 +182,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"grace_seconds {args.grace_seconds}: must be at least 0")
     if not -1 <= args.metrics_port <= 65535:
         raise ConfigError(f"metrics_port {args.metrics_port}: must be in [-1, 65535]")
+    load_config(options.model_dir)  # what cannot be served is said at once, before torch takes its seconds
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.captureWarnings(True)
     import uvloop

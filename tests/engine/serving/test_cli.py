@@ -1,9 +1,12 @@
 """The command line: options, exit codes, what is imported when, and the client command against a server."""
 
 import argparse
+import asyncio
 import json
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from engine.demo import MODEL_DIR
 from engine.serving import cli
 from engine.serving.commands import serve
 from engine.serving.options import ServerOptions
+from inflight import v1
+from tests.support.grpc_server import Served
 
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -173,3 +178,85 @@ def test_generate_without_a_server_is_one_line_and_exit_code_1(capsys: pytest.Ca
 def test_generate_refuses_what_the_message_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "x", "--top-k", "-1"]) == 2
     assert "-1" in capsys.readouterr().err
+
+
+async def start(*argv: str) -> asyncio.subprocess.Process:
+    """The command in a process of its own."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "engine.serving.cli", *argv),
+        env={"PYTHONPATH": ":".join(sys.path)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def inflight(*argv: str) -> tuple[int | None, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    process = await start(*argv)
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_generate_streams_the_text_to_stdout_and_the_summary_to_stderr(served: Served) -> None:
+    options = ("--address", served.address, "--max-new-tokens", "5", "--stop", "x", "--stop", "ef")
+    code, out, err = await inflight("generate", "a", *options)
+    assert (code, out) == (0, "bcd\n")
+    assert err.startswith("1 prompt tokens (0 cached), ")
+
+
+async def test_generate_shows_several_outputs_one_after_the_other(served: Served) -> None:
+    options = ("--address", served.address, "-q", "-n", "2", "--temperature", "1", "--max-new-tokens", "3")
+    code, out, err = await inflight("generate", "a", *options)
+    assert (code, err) == (0, "")
+    assert out == "--- output 0 (length)\nbcd\n--- output 1 (length)\nbcd\n"
+
+
+async def test_generate_prints_events_as_json(served: Served) -> None:
+    code, out, _ = await inflight(
+        "generate", "a", "--address", served.address, "--json", "--max-new-tokens", "3"
+    )
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert "".join(event.get("text", "") for event in events) == "bcd"
+    assert events[-1]["finish"] == {"reason": "FINISH_REASON_LENGTH"}
+    assert events[-1]["usage"] == {"prompt_tokens": 1, "generated_tokens": 3}
+
+
+async def test_generate_tells_what_the_server_refused(served: Served) -> None:
+    code, out, err = await inflight("generate", "a", "--address", served.address, "--top-p", "0.5")
+    assert (code, out) == (1, "")
+    assert err.startswith("inflight: INVALID_ARGUMENT: sampling.top_p=0.5: ")
+    assert err.count("\n") == 1
+
+
+def fetch(url: str) -> str:
+    with urllib.request.urlopen(url) as response:
+        text: str = response.read().decode()
+        return text
+
+
+async def test_serve_announces_itself_answers_and_ends_with_0() -> None:
+    options = ("--port", "0", "--metrics-port", "0", "--max-model-len", "64", "--kv-cache-bytes", "4M")
+    process = await start("serve", *options)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    announced = ""
+    while "try: grpcurl" not in announced:
+        line = (await process.stdout.readline()).decode()
+        assert line, (await process.stderr.read()).decode()
+        announced += line
+    rows = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in announced.splitlines()[:-1])
+    assert rows["model"] == "demo (LlamaForCausalLM, float32 on cpu)"
+    assert rows["longest sequence"] == "64 tokens"
+    assert rows["KV cache"].startswith("4 MiB (")
+    async with v1.Client(rows["gRPC"]) as client:
+        answer = await client.generate_once("Count up from 7:", max_new_tokens=6)
+        assert answer.outputs[0].text.startswith(" 7 8 9")
+    metrics = await asyncio.to_thread(fetch, rows["metrics"])
+    assert "inflight_generation_tokens_total 6.0" in metrics
+    process.terminate()
+    assert await process.wait() == 0
+    log = (await process.stderr.read()).decode()
+    assert "length; tokens: " in log
+    assert "Traceback" not in log
