@@ -308,5 +308,6 @@ def _longest_sequence(scheduler: Scheduler, kv: KVCacheManager, model_info: Mode
     lengths = range(1, min(limits.max_model_len, model_info.max_model_len) + 1)
     longest = bisect_left(lengths, True, key=lambda n: not kv.fits(n - 1, limits.max_num_batched_tokens))
     if longest < 2:
-        raise ConfigError(f"a KV cache of {kv.num_blocks} blocks cannot hold a sequence of two tokens")
+        needed = "there must be room for two tokens, one of them generated"
+        raise ConfigError(f"max_model_len {len(lengths)}, {kv.num_blocks} KV blocks: {needed}")
     return longest

@@ -50,7 +50,7 @@ async def test_end_of_the_stream_comes_last_although_its_output_waited_first() -
 
 
 async def test_nothing_is_lost_or_reordered_whatever_the_reader_does() -> None:
-    """Random puts and takes: each output's text and ids are what was put, and only the last delta has usage."""
+    """Random puts and takes: each output's text and ids are what was put; only the last delta has usage."""
     for seed in range(50):
         rng, mailbox = random.Random(seed), Mailbox()
         num_outputs, taken = rng.randint(1, 4), []
@@ -68,10 +68,10 @@ async def test_nothing_is_lost_or_reordered_whatever_the_reader_does() -> None:
             while mailbox.num_waiting and rng.random() < 0.3:
                 taken.append(await anext(mailbox))
         taken += [delta async for delta in mailbox]
-        for index, ids in put.items():
+        for index, all_ids in put.items():
             mine = [delta for delta in taken if delta.output_index == index]
-            assert [each for delta in mine for each in delta.token_ids] == ids
-            assert "".join(delta.text for delta in mine) == "".join(map(chr, ids))
+            assert [each for delta in mine for each in delta.token_ids] == all_ids
+            assert "".join(delta.text for delta in mine) == "".join(map(chr, all_ids))
             assert [delta.finish for delta in mine] == [None] * (len(mine) - 1) + [STOP]
         assert [delta.usage for delta in taken] == [None] * (len(taken) - 1) + [USAGE]
 
