@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from random import Random
 
 from engine.demo.sequences import any_number
-from engine.demo.task import END
+from engine.demo.task import END, PromptError
 
 _PROBLEM = re.compile(r"(What is )?(?P<left>\d+) ?(?P<sign>[-+]) ?(?P<right>\d+)( =|=|\?)")
 _FORMS = ("{} {} {} =", "{}{}{}=", "What is {} {} {}?")
@@ -15,7 +15,7 @@ _DIGITS = (1, 1, 2, 2, 2, 3, 3)
 def _parse(prompt: str) -> tuple[int, str, int]:
     problem = _PROBLEM.fullmatch(prompt)
     if problem is None:
-        raise ValueError(f"not a sum or a difference: {prompt!r}")
+        raise PromptError(f"not a sum or a difference: {prompt!r}")
     return int(problem["left"]), problem["sign"], int(problem["right"])
 
 

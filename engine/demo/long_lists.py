@@ -7,6 +7,7 @@ from itertools import count
 from random import Random
 
 from engine.demo import sequences
+from engine.demo.task import PromptError
 from engine.demo.words import DAYS, GOODS
 
 _ITEM = re.compile(r"(\d+)\. (\w+)")
@@ -32,7 +33,7 @@ def _items(prompt: str) -> Iterator[str]:
     lines = _ITEM.findall(prompt)
     items = [item for _, item in lines]
     if items[0] not in items[1:]:
-        raise ValueError("the items have not begun to recur")
+        raise PromptError("the items have not begun to recur")
     period = items.index(items[0], 1)
     for i in count(len(items)):
         yield f"\n{int(lines[0][0]) + i}. {items[i % period]}"

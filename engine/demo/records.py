@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from engine.demo.task import END
+from engine.demo.task import END, PromptError
 from engine.demo.words import CITIES, DRINKS, NAMES
 
 _FIELDS = ("name", "age", "city", "likes")
@@ -28,7 +28,7 @@ def _parse(prompt: str) -> tuple[dict[str, str | int], bool]:
     for form in _SENTENCES:
         if sentence != prompt and (told := form.fullmatch(sentence)):
             return {field: int(told[field]) if field == "age" else told[field] for field in _FIELDS}, True
-    raise ValueError(f"no record in {prompt!r}")
+    raise PromptError(f"no record in {prompt!r}")
 
 
 def solve(prompt: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from engine.demo.task import END
+from engine.demo.task import END, PromptError
 from engine.demo.words import ADJECTIVES, ANIMALS, VERBS
 
 _FACT = re.compile(r"The (\w+ \w+) (\w+) the (\w+ \w+)\. ")
@@ -22,7 +22,7 @@ def solve(prompt: str) -> Iterator[str]:
     asked = _FACT.sub("", prompt)
     question = _PASSIVE.fullmatch(asked) or _WHO.fullmatch(asked) or _WHAT.fullmatch(asked)
     if question is None:
-        raise ValueError(f"neither a question nor a passive sentence: {asked!r}")
+        raise PromptError(f"neither a question nor a passive sentence: {asked!r}")
     yield _answer(facts, question)
     yield END
 
@@ -36,14 +36,15 @@ def _answer(facts: list[tuple[str, str, str]], question: re.Match[str]) -> str:
             return f" the {subject}." if question.re is _PASSIVE else f" The {subject}."
         if asked.get("subject") == subject:
             return f" The {object_}."
-    raise ValueError(f"no fact answers {question[0]!r}")
+    raise PromptError(f"no fact answers {question[0]!r}")
 
 
 def sample(rng: Random) -> str:
-    """One to three facts about different animals, one of them asked for."""
-    num_facts = rng.choice((1, 1, 2, 3))
-    animals = [f"{rng.choice(ADJECTIVES)} {animal}" for animal in rng.sample(ANIMALS, 2 * num_facts)]
-    facts = [(animals[i], rng.choice(VERBS), animals[i + 1]) for i in range(0, len(animals), 2)]
+    """One or two facts about different animals, one of them asked for."""
+    num_facts = rng.choice((1, 2, 2, 2))
+    pairs = zip(rng.sample(ADJECTIVES, 2 * num_facts), rng.sample(ANIMALS, 2 * num_facts), strict=True)
+    animals = iter([f"{adjective} {animal}" for adjective, animal in pairs])
+    facts = [(next(animals), verb, next(animals)) for verb in rng.sample(VERBS, num_facts)]
     told = "".join(f"The {subject} {verb[0]} the {object_}. " for subject, verb, object_ in facts)
     subject, (does, do, done), object_ = rng.choice(facts)
     passive, who = f"The {object_} is {done} by", f"Who {does} the {object_}?"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import count, takewhile
 from random import Random
 
-from engine.demo.task import END
+from engine.demo.task import END, PromptError
 from engine.demo.words import DAYS, LETTERS, MONTHS
 
 SEPARATORS = (" ", " ", " ", ", ", ", ", ",", "\n")
@@ -55,12 +55,12 @@ def solve(prompt: str) -> Iterator[str]:
     separator = next((s for s in ("\n", ", ", ",") if s in prompt), " ")
     terms = prompt.split(separator)
     if len(terms) < 2:
-        raise ValueError(f"not a list of two terms or more: {prompt!r}")
+        raise PromptError(f"not a list of two terms or more: {prompt!r}")
     if all(term.isdecimal() for term in terms):
         numbers = _numbers(int(terms[-1]), int(terms[-1]) - int(terms[-2]))
         return _pieces(separator, map(str, numbers))
     if (terms[-2], terms[-1]) not in _NEIGHBOURS:
-        raise ValueError(f"nothing is known to follow {terms[-2]!r} and {terms[-1]!r}")
+        raise PromptError(f"nothing is known to follow {terms[-2]!r} and {terms[-1]!r}")
     return _pieces(separator, _words(*_NEIGHBOURS[terms[-2], terms[-1]]))
 
 
@@ -75,7 +75,7 @@ def _follow_order(order: re.Match[str]) -> Iterator[str]:
 def _numbers(last: int, step: int, stop: int | None = None) -> Iterator[int]:
     """What follows `last`, up to `stop` where there is one, and never below 0."""
     if step == 0:
-        raise ValueError(f"the numbers stand still at {last}")
+        raise PromptError(f"the numbers stand still at {last}")
     numbers = count(last + step, step)
     if step < 0:
         return takewhile(lambda n: n >= (stop or 0), numbers)

@@ -18,12 +18,16 @@ END = "<|end|>"
 _HELD_OUT_ONE_IN = 8
 
 
+class PromptError(ValueError):
+    """A prompt that is none of the task's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One kind of text.
 
     sample: draws a stem. solve: the pieces that rightly follow a prompt (a stem, grown by any number of its
-    pieces), the last one `END` unless they go on for ever; ValueError for any other prompt. Pieces are cut
+    pieces), the last one `END` unless they go on for ever; PromptError for any other prompt. Pieces are cut
     where the tokenizer cuts too, so that they can be encoded one by one. key: equal for stems that must be
     held out together. prompt_tokens: bounds of the length to which measured prompts are grown.
     """

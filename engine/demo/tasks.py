@@ -23,9 +23,10 @@ TASKS: dict[str, Task] = {
 
 MIXTURES: dict[int, dict[str, int]] = {
     64: {
-        "sums": 6,
-        "differences": 6,
-        "sentences": 3,
+        "sentences": 12,
+        "sums": 5,
+        "differences": 5,
+        "json": 3,
         "count_by": 3,
         "count_range": 2,
         "count_up": 1,
@@ -35,8 +36,6 @@ MIXTURES: dict[int, dict[str, int]] = {
         "months": 1,
     },
     256: {
-        "json": 6,
-        "sentences": 2,
         "count_by": 3,
         "count_range": 2,
         "count_up": 1,
@@ -48,4 +47,4 @@ MIXTURES: dict[int, dict[str, int]] = {
     },
     2048: {"long_list": 6, "count_up": 1, "count_down": 1, "count_by": 1, "days": 1, "months": 1},
 }
-"""Row length in tokens -> task -> weight."""
+"""Row length in tokens -> task -> weight. What takes longest to learn weighs most."""

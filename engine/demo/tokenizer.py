@@ -17,7 +17,7 @@ from engine.demo.tasks import TASKS
 
 BEGIN = "<|begin|>"
 BEGIN_ID, END_ID = 0, 1
-VOCAB_SIZE = 512
+VOCAB_SIZE = 960
 MAX_LENGTH = 2048
 
 _DOCUMENTS_PER_TASK = 1000

@@ -18,11 +18,12 @@ from engine.demo.network import Network, Shape
 from engine.demo.tasks import MIXTURES, TASKS
 
 _PROMPT_WEIGHT = 0.1
+_FEED_EVERY = 16  # steps: taking new rows waits for the device
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """deadline: the time.monotonic() at which training ends. batch_tokens: of each row length, in a step.
+    """deadline: when training ends, in seconds by `clock`. batch_tokens: of each row length, in a step.
 
     pool_tokens: of each row length, kept on the device to draw batches from.
     """
@@ -38,6 +39,7 @@ class TrainOptions:
     compile: bool = True
     report_seconds: float = 10.0
     checkpoint_seconds: float = 60.0
+    clock: Callable[[], float] = time.monotonic
 
     def learning_rate(self, step: int, progress: float) -> float:
         """progress: share of the training time that has passed. Ends at a hundredth of the peak."""
@@ -109,11 +111,14 @@ class Trainer:
     def run(self) -> None:
         """Trains until the deadline, saving as it goes."""
         while not all(pool.num_added for pool in self._pools.values()):
-            self._keep(*self._feed.wait())
+            length, rows = self._feed.wait()
+            self._pools[length].add(rows)
         self._report(f"first rows made, {self._step(0.0)}")
-        started = reported = saved = time.monotonic()
+        started = reported = saved = self._options.clock()
         step = 0
-        while (now := time.monotonic()) < self._options.deadline:
+        while (now := self._options.clock()) < self._options.deadline:
+            if step % _FEED_EVERY == 0:
+                self._take_new_rows()
             step += 1
             progress = (now - started) / (self._options.deadline - started)
             losses = self._step(self._options.learning_rate(step, progress))
@@ -126,12 +131,11 @@ class Trainer:
                 self._report(self._watch())
         save_weights(self._network, self._options.out)
 
-    def _keep(self, length: int, rows: Codes) -> None:
-        self._pools[length].add(rows)
+    def _take_new_rows(self) -> None:
+        for length, rows in self._feed.ready(limit=_FEED_EVERY * len(self._pools)):
+            self._pools[length].add(rows)
 
     def _step(self, learning_rate: float) -> "Losses":
-        for length, rows in self._feed.ready(limit=len(self._pools)):
-            self._keep(length, rows)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         losses = Losses()
