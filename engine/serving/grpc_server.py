@@ -8,6 +8,7 @@ from engine.errors import ConfigError
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.interceptor import StatusInterceptor
 from engine.serving.options import ServerOptions
+from engine.serving.pacing import Pacer
 from engine.serving.servicer import GenerationService
 from inflight import v1 as pb
 
@@ -23,9 +24,8 @@ class GrpcServer:
             interceptors=[StatusInterceptor(SERVICE)], options=_channel_options(options)
         )
         self._health = health.aio.HealthServicer()
-        service = GenerationService(
-            engine, stream_interval=options.stream_interval, stall_seconds=options.stall_seconds
-        )
+        pacer = Pacer(options.stream_interval, options.max_messages_per_second)
+        service = GenerationService(engine, pacer, options.stall_seconds)
         pb.add_GenerationServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

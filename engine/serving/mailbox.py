@@ -8,6 +8,7 @@ Not thread-safe: put and taken on one event loop (`Handoff` brings the deltas th
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.serving.types import OutputDelta, OutputFinish, Timings, Usage
@@ -42,12 +43,12 @@ class Mailbox:
     delta that carries usage, or the error that `fail` was given; what was put before comes before, what is
     put after is dropped. Taking is cancellable and loses nothing.
 
-    interval: seconds between two deltas of an output. The first, the last and those before an error do not
-    wait for it.
+    interval: seconds between two deltas of an output, or a function that tells them each time that one is
+    taken. The first, the last and those before an error do not wait for it.
     """
 
-    def __init__(self, interval: float = 0.0) -> None:
-        self._interval = interval
+    def __init__(self, interval: float | Callable[[], float] = 0.0) -> None:
+        self._interval = interval if callable(interval) else lambda: interval
         self._waiting: dict[int, _Merged] = {}
         self._not_before: dict[int, float] = {}  # output index -> time of the event loop
         self._complete = False
@@ -97,7 +98,7 @@ class Mailbox:
         now = asyncio.get_running_loop().time()
         for index, merged in self._waiting.items():
             if self.ended or merged.finish or self._not_before.get(index, now) <= now:
-                self._not_before[index] = now + self._interval
+                self._not_before[index] = now + self._interval()
                 return self._waiting.pop(index)
         return None
 

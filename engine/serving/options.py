@@ -1,8 +1,16 @@
 """The server's options. The engine's own are in engine/config.py."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 from engine.errors import ConfigError
+
+
+def default_messages_per_second() -> float:
+    """Sending takes a twentieth of the cores then, at 0.1 ms of a core a message. At most half a core, because
+    the server shares one interpreter with the engine.
+    """
+    return min(500.0 * len(os.sched_getaffinity(0)), 5000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +18,8 @@ class ServerOptions:
     """host, port: where to listen; port 0 takes a free one. max_message_bytes: largest request accepted.
 
     stream_interval: seconds between two messages of one output; tokens that come sooner travel together. The
-    first and the last message are not held back.
+    first and the last message are not held back. max_messages_per_second: of all streams together; with so
+    many streams that they would send more, the interval grows.
     stall_seconds: how long one message may wait for a client that does not read; then its request is aborted.
     """
 
@@ -18,6 +27,7 @@ class ServerOptions:
     port: int = 50051
     max_message_bytes: int = 16 << 20
     stream_interval: float = 0.01
+    max_messages_per_second: float = field(default_factory=default_messages_per_second)
     stall_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -27,5 +37,8 @@ class ServerOptions:
             raise ConfigError(f"max_message_bytes {self.max_message_bytes}: must be at least 1")
         if not 0 <= self.stream_interval <= 10:
             raise ConfigError(f"stream_interval {self.stream_interval}: must be in [0, 10] seconds")
+        if not self.max_messages_per_second > 0:
+            limit = "must be above 0"
+            raise ConfigError(f"max_messages_per_second {self.max_messages_per_second}: {limit}")
         if not self.stall_seconds > 0:
             raise ConfigError(f"stall_seconds {self.stall_seconds}: must be above 0")

@@ -3,7 +3,7 @@
 # ruff: noqa: N802  the methods' names are the service's
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -12,6 +12,7 @@ from engine.errors import OverloadedError
 from engine.serving import requests, responses
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.interceptor import Context
+from engine.serving.pacing import Pacer
 from engine.serving.types import OutputDelta
 from engine.serving.version import version
 from inflight import v1 as pb
@@ -22,23 +23,25 @@ _DEADLINE_SLACK = 0.05
 
 
 class GenerationService(pb.GenerationServicer):
-    """stream_interval, stall_seconds: see ServerOptions."""
+    """One engine's. stall_seconds: see ServerOptions."""
 
-    def __init__(self, engine: AsyncEngine, *, stream_interval: float, stall_seconds: float) -> None:
+    def __init__(self, engine: AsyncEngine, pacer: Pacer, stall_seconds: float) -> None:
         self._engine = engine
-        self._stream_interval = stream_interval
+        self._pacer = pacer
         self._stall_seconds = stall_seconds
         self._model_info = responses.model_message(engine.model_info, version())
 
     async def Generate(  # type: ignore[override]  # it writes to the context, which the stubs do not know
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
-        async with await self._start(request, context, self._stream_interval) as deltas:
-            async for delta in deltas:
-                await self._write(context, responses.delta_message(delta))
+        async with await self._start(request, context, self._pacer.interval) as deltas:
+            await self._write(context, await anext(deltas))
+            with self._pacer.stream(request.n or 1):  # not before: those that wait send nothing
+                async for delta in deltas:
+                    await self._write(context, delta)
 
     async def GenerateOnce(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateOnceResponse:
-        async with await self._start(request, context, interval=1.0) as deltas:
+        async with await self._start(request, context, lambda: 1.0) as deltas:
             return await responses.once_message(deltas)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
@@ -64,7 +67,7 @@ class GenerationService(pb.GenerationServicer):
         return responses.load_message(self._engine.load())
 
     async def _start(
-        self, request: pb.GenerateRequest, context: Context, interval: float
+        self, request: pb.GenerateRequest, context: Context, interval: Callable[[], float]
     ) -> aclosing[AsyncGenerator[OutputDelta, None]]:
         """The deltas of a request, which ends with the block that reads them, however that ends."""
         arguments = requests.parse_generate(request, self._engine.model_info)
@@ -80,11 +83,11 @@ class GenerationService(pb.GenerationServicer):
             )
         )
 
-    async def _write(self, context: Context, message: pb.GenerateResponse) -> None:
+    async def _write(self, context: Context, delta: OutputDelta) -> None:
         """Waits while the client's window is full, which is what holds a slow reader back."""
         try:
             async with asyncio.timeout(self._stall_seconds):
-                await context.write(message)
+                await context.write(responses.delta_message(delta))
         except TimeoutError:
             limit = f"{self._stall_seconds:g} s"
             raise OverloadedError(f"the client did not read the stream for {limit}: aborted") from None

@@ -1,5 +1,6 @@
 """What passes between the async engine and whatever serves it: frozen, free of torch and of gRPC."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,14 +20,14 @@ class OutputOptions:
     """What the deltas of one request carry.
 
     text: generated text. token_ids: generated ids. echo: the prompt comes first, as text and/or ids likewise.
-    interval: seconds between two deltas of an output; what comes sooner is merged into one. The first and the
-    last delta are not held back.
+    interval: seconds between two deltas of an output, or a function that tells them each time; what comes sooner
+    is merged into one. The first and the last delta are not held back.
     """
 
     text: bool = True
     token_ids: bool = False
     echo: bool = False
-    interval: float = 0.0
+    interval: float | Callable[[], float] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,13 @@ def _add_server(add: Any) -> None:
         help="send at most one message of an output in this time; tokens that come sooner travel together",
     )
     add(
+        "--max-messages-per-second",
+        type=float,
+        metavar="N",
+        default=_SERVER.max_messages_per_second,
+        help="of all streams together; with more streams than that allows, the interval grows",
+    )
+    add(
         "--stall-seconds",
         type=float,
         metavar="SECONDS",
@@ -172,6 +179,7 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
         port=args.port,
         max_message_bytes=args.max_message_bytes,
         stream_interval=args.stream_interval,
+        max_messages_per_second=args.max_messages_per_second,
         stall_seconds=args.stall_seconds,
     )
 

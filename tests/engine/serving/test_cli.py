@@ -47,6 +47,7 @@ def test_serve_without_options_takes_the_defaults_of_the_engine() -> None:
 def test_every_option_of_serve_arrives() -> None:
     args = parse(
         *("serve", "some/model", "--host", "::1", "--port", "0", "--stream-interval", "0.5"),
+        *("--max-messages-per-second", "7"),
         *("--stall-seconds", "3", "--max-message-bytes", "1M", "--device", "cpu", "--dtype", "bfloat16"),
         *("--max-model-len", "99", "--max-num-seqs", "3", "--max-num-batched-tokens", "7"),
         *("--max-num-queued", "5", "--policy", "priority", "--block-size", "32"),
@@ -63,7 +64,7 @@ def test_every_option_of_serve_arrives() -> None:
         policy="priority",
         cache=CacheOptions(32, num_bytes=3 << 29, fraction=0.25, enable_prefix_caching=False),
     )
-    assert serve.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 3.0)
+    assert serve.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 7.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,7 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
         (["--block-size", "0"], "block size 0: must be in [1, 1024] tokens"),
         (["--kv-cache-fraction", "2"], "KV cache fraction 2.0: must be in (0, 1]"),
         (["--stream-interval", "nan"], "stream_interval nan: must be in [0, 10] seconds"),
+        (["--max-messages-per-second", "0"], "max_messages_per_second 0.0: must be above 0"),
         (["--stall-seconds", "0"], "stall_seconds 0.0: must be above 0"),
         (["--grace-seconds", "-1"], "grace_seconds -1.0: must be at least 0"),
         (["no/such/model"], "no/such/model"),
