@@ -7,8 +7,8 @@ from engine.errors import ConfigError
 
 
 def default_messages_per_second() -> float:
-    """Sending takes a twentieth of the cores then, at 0.1 ms of a core a message. At most half a core, because
-    the server shares one interpreter with the engine.
+    """Sending takes a twentieth of the cores then, at 0.1 ms of a core a message. At most half a core, as the
+    server shares one interpreter with the engine.
     """
     return min(500.0 * len(os.sched_getaffinity(0)), 5000.0)
 

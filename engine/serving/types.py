@@ -20,8 +20,8 @@ class OutputOptions:
     """What the deltas of one request carry.
 
     text: generated text. token_ids: generated ids. echo: the prompt comes first, as text and/or ids likewise.
-    interval: seconds between two deltas of an output, or a function that tells them each time; what comes sooner
-    is merged into one. The first and the last delta are not held back.
+    interval: seconds between two deltas of an output, or a function that tells them each time; what comes
+    sooner is merged into one. The first and the last delta are not held back.
     """
 
     text: bool = True
