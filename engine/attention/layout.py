@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-# One more group of lone tokens costs a few more calls a layer: worth about this much padding, in (query head,
-# key) pairs, on two CPU cores.
-_SPLIT_COST = 16_384
 # Bounds the temporary memory of a group of lone tokens (pairs as above) and of a chunk (queries times keys).
 _MAX_LONE_AREA = 1 << 20
 _MAX_CHUNK_AREA = 1 << 22
@@ -49,11 +46,11 @@ class StepLayout:
     chunks: tuple[ChunkSpan, ...] = ()
 
 
-def split_by_width(widths: IntArray, num_heads: int) -> list[tuple[int, int]]:
+def split_by_width(widths: IntArray, num_heads: int, split_cost: int) -> list[tuple[int, int]]:
     """Cut [0, n) into ranges of similar width, so that padding each to its widest wastes little.
 
     widths: int64 [n], rising; keys that each token is given. A cut is made where it saves most padding, as
-    long as that is more than it costs.
+    long as that is more than split_cost, in (query head, key) pairs.
     """
     ranges: list[tuple[int, int]] = []
     pending = [(0, len(widths))] if len(widths) else []
@@ -64,7 +61,7 @@ def split_by_width(widths: IntArray, num_heads: int) -> list[tuple[int, int]]:
         is_large = (end - start) * int(widths[end - 1]) * num_heads > _MAX_LONE_AREA
         if is_large and cut == start + 1:
             cut = (start + end) // 2
-        if start < cut < end and (is_large or saved.max() * num_heads > _SPLIT_COST):
+        if start < cut < end and (is_large or saved.max() * num_heads > split_cost):
             pending += [(cut, end), (start, cut)]
         else:
             ranges.append((start, end))

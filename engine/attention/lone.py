@@ -60,7 +60,7 @@ class GatheredTokens:
         k = keys.view(-1, head_dim).index_select(0, self._lines).view(n, num_kv_heads, width, head_dim)
         v = values.view(-1, head_dim).index_select(0, self._lines).view(n, num_kv_heads, width, head_dim)
         grouped = q.reshape(n, num_kv_heads, -1, head_dim)
-        return functional.scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).view(q.shape)
+        return functional.scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).reshape(q.shape)
 
 
 class SampledTokens:

@@ -1,8 +1,10 @@
 """One forward pass: the decoder's segments with attention over the paged pool between them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.attention.plan import AttentionPlan
 from engine.attention.rope import Rotation, inverse_frequencies, rotate, rotation
@@ -41,6 +43,16 @@ class TorchModel:
     ) -> torch.Tensor:
         """token_ids, positions: int64 [N]. plans: one a layer group. sample_index: int64 [n], tokens to
         sample after. Returns logits, float32 [n, vocab]."""
+        with _attention_backends(token_ids.device):
+            return self._compute(token_ids, positions, plans, sample_index)
+
+    def _compute(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        plans: Sequence[AttentionPlan],
+        sample_index: torch.Tensor,
+    ) -> torch.Tensor:
         ops, config, weights = self._ops, self.config, self._weights
         by = rotation(positions, self._frequencies)
         residual = decoder.embed(ops, weights, token_ids)
@@ -63,3 +75,10 @@ class TorchModel:
         plan.write(keys, rotated[:, num_heads:])
         plan.write(values, heads[:, num_heads + num_kv_heads :])
         return plan.attend(rotated[:, :num_heads], keys, values)
+
+
+def _attention_backends(device: torch.device) -> AbstractContextManager[None]:
+    """All but cuDNN's: it spends tens of milliseconds on each new shape, and ours keep changing."""
+    if device.type == "cpu":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -1,5 +1,6 @@
 """Turns a step into one flat list of tokens, ordered as attention likes them. Host side, numpy only."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,28 +38,31 @@ def pack(step: StepInput, num_computed: IntArray, max_lone_chunk: int) -> Packed
     short = [chunk for chunk in step.chunks if len(chunk.token_ids) <= max_lone_chunk]
     long = [chunk for chunk in step.chunks if len(chunk.token_ids) > max_lone_chunk]
     decode_rows = np.array(step.decode_rows, dtype=np.int64)
-    rows = np.concatenate((decode_rows, *map(_rows, short)))
-    positions = np.concatenate((num_computed[decode_rows], *map(_positions, short)))
-    token_ids = np.concatenate((np.zeros_like(decode_rows), *map(_token_ids, short)))
+    rows = _joined(decode_rows, _rows, short)
+    positions = _joined(num_computed[decode_rows], _positions, short)
+    token_ids = _joined(np.zeros_like(decode_rows), _token_ids, short)
     order = np.argsort(positions, kind="stable")
     layout = StepLayout(
-        rows=np.concatenate((rows[order], *map(_rows, long))),
-        positions=np.concatenate((positions[order], *map(_positions, long))),
+        rows=_joined(rows[order], _rows, long),
+        positions=_joined(positions[order], _positions, long),
         num_lone=len(order),
         chunks=tuple(_spans(long, len(order))),
     )
     place = np.empty_like(order)
-    place[order] = np.arange(len(order))  # of an unsorted token among the sorted
-    num_decodes = len(decode_rows)
-    last = {chunk.row: place[i] for chunk, i in zip(short, _ends(short, num_decodes), strict=True)}
-    last.update({chunk.row: i for chunk, i in zip(long, _ends(long, len(order)), strict=True)})
-    sampling = [last[chunk.row] for chunk in step.chunks if chunk.samples]
+    place[order] = np.arange(len(order))  # of an unsorted lone token among the sorted
+    lone_ends = {chunk.row: place[end - 1] for chunk, end in _ends(short, len(decode_rows))}
+    ends = lone_ends | {chunk.row: end - 1 for chunk, end in _ends(long, len(order))}
+    sampling = [ends[chunk.row] for chunk in step.chunks if chunk.samples]
     return PackedStep(
         layout,
-        np.concatenate((token_ids[order], *map(_token_ids, long))),
-        np.concatenate((place[:num_decodes], np.array(sampling, dtype=np.int64))),
-        num_decodes,
+        _joined(token_ids[order], _token_ids, long),
+        np.concatenate((place[: len(decode_rows)], np.array(sampling, dtype=np.int64))),
+        len(decode_rows),
     )
+
+
+def _joined(first: IntArray, part: Callable[[Chunk], IntArray], chunks: list[Chunk]) -> IntArray:
+    return np.concatenate((first, *map(part, chunks))) if chunks else first
 
 
 def _rows(chunk: Chunk) -> IntArray:
@@ -73,14 +77,13 @@ def _token_ids(chunk: Chunk) -> IntArray:
     return np.array(chunk.token_ids, dtype=np.int64)
 
 
-def _ends(chunks: list[Chunk], start: int) -> list[int]:
-    """Index of each chunk's last token, when they are packed from `start` on."""
-    lengths = np.array([len(chunk.token_ids) for chunk in chunks], dtype=np.int64)
-    return list(start + lengths.cumsum() - 1)
+def _ends(chunks: list[Chunk], start: int) -> Iterator[tuple[Chunk, int]]:
+    """Each chunk, and where it ends when they are packed from `start` on."""
+    for chunk in chunks:
+        start += len(chunk.token_ids)
+        yield chunk, start
 
 
-def _spans(chunks: list[Chunk], start: int) -> list[ChunkSpan]:
-    ends = [int(last) + 1 for last in _ends(chunks, start)]
-    return [
-        ChunkSpan(end - len(c.token_ids), end, c.row, c.start) for c, end in zip(chunks, ends, strict=True)
-    ]
+def _spans(chunks: list[Chunk], start: int) -> Iterator[ChunkSpan]:
+    for chunk, end in _ends(chunks, start):
+        yield ChunkSpan(end - len(chunk.token_ids), end, chunk.row, chunk.start)

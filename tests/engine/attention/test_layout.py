@@ -21,12 +21,12 @@ from engine.attention.layout import ChunkSpan, split_by_width
     ],
 )
 def test_split_by_width(widths: list[int], num_heads: int, ranges: list[tuple[int, int]]) -> None:
-    assert split_by_width(np.array(widths, dtype=np.int64), num_heads) == ranges
+    assert split_by_width(np.array(widths, dtype=np.int64), num_heads, 16_384) == ranges
 
 
 def test_ranges_cover_everything_in_order() -> None:
     widths = np.sort(np.random.default_rng(0).integers(1, 5000, 300))
-    ranges = split_by_width(widths, 16)
+    ranges = split_by_width(widths, 16, 1000)
     assert ranges[0][0] == 0
     assert ranges[-1][1] == 300
     assert all(left[1] == right[0] for left, right in pairwise(ranges))
