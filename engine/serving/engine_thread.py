@@ -29,6 +29,7 @@ class EngineThread:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop
         self._started = threading.Event()
+        self._has_ended = False
         # A daemon: a step that hangs for ever must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -59,6 +60,8 @@ class EngineThread:
                 raise
 
     def _submit(self, request: Request) -> None:
+        if self._has_ended:  # on_end is about to tell
+            return
         try:
             self._step_loop.submit(request)
         except Exception as error:
@@ -71,10 +74,16 @@ class EngineThread:
             self._loop = runner.get_loop()
             self._started.set()
             try:
-                runner.run(self._step_loop.run())
+                runner.run(self._run_steps())
             except BaseException as error:
                 failure = error
         self._on_end(failure)
+
+    async def _run_steps(self) -> None:
+        try:
+            await self._step_loop.run()
+        finally:
+            self._has_ended = True
 
 
 def _failed(request: Request, error: str, now: float) -> list[SequenceOutput]:
