@@ -51,13 +51,6 @@ class RunningSequences:
         lists = (sequences.worst for sequences in (self.decoding, self.prefilling) if sequences)
         return max(lists, key=lambda sequence: sequence.rank)
 
-    @property
-    def all_have_room(self) -> bool:
-        """Whether every running sequence has room for all tokens that it knows. The exception is a prompt
-        that fits only while its windows give back blocks; it is admitted alone, and nobody after it until it
-        is done."""
-        return all(sequence.num_slots >= sequence.num_tokens for sequence in self.prefilling)
-
     def make_room(self, sequence: Sequence, num_tokens: int, batch: Batch) -> bool:
         """Room for a running sequence's first num_tokens. False: it had to yield itself.
 
@@ -80,9 +73,9 @@ class RunningSequences:
         if not self._find_rows(sequence, batch) or not self._find_blocks(sequence, batch):
             return False
         num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, batch.num_tokens_left)
-        growth = self._grow(sequence, sequence.num_tokens) or self._grow(
-            sequence, sequence.num_computed_tokens + num_tokens
-        )
+        growth = self._grow(sequence, sequence.num_tokens)
+        if growth is None:  # a long prompt, alone in the pool, that fits because its windows give back blocks
+            growth = self._grow(sequence, sequence.num_computed_tokens + num_tokens)
         assert growth is not None, "a sequence alone in the pool fits"
         batch.growths[sequence] = growth
         batch.add_chunk(sequence, num_tokens)
@@ -190,6 +183,7 @@ class RunningSequences:
             each.row = self._free_rows.pop()
         sequence.status = SequenceStatus.RUNNING
         sequence.num_publishable_tokens = self._next_block_end(sequence.num_computed_tokens)
+        sequence.checkpoint = len(sequence.token_ids)
         if sequence.times.first_scheduled is None:
             sequence.times.first_scheduled = now
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -207,7 +201,7 @@ class RunningSequences:
         batch.drop(sequence)
         self.release(sequence)
         sequence.status = SequenceStatus.WAITING
-        sequence.num_computed_tokens = sequence.num_slots = 0
+        sequence.num_computed_tokens = 0
         sequence.on_device = False
         sequence.num_preemptions += 1
         self._waiting.add(sequence)
@@ -225,7 +219,6 @@ class RunningSequences:
             assert forked, "the leader last asked for room before its last prompt token was computed"
             follower.status = SequenceStatus.RUNNING
             follower.num_computed_tokens = follower.num_slots = num_shared_tokens
-            follower.num_publishable_tokens = self._next_block_end(num_shared_tokens)
             follower.num_cached_tokens = leader.num_cached_tokens
             follower.times.first_scheduled = leader.times.first_scheduled
             self.prefilling.add(follower)

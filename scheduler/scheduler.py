@@ -24,9 +24,9 @@ class Scheduler:
     """One rule: each sequence's num_computed_tokens catches up with its num_tokens, under one token budget a
     step.
 
-    A step serves first one token to each decoding sequence, then chunks of the running ones by rank, then
-    waiting ones by rank, as long as they fit: nobody overtakes. Who has to give way when blocks or rows run
-    out is RunningSequences' victim rule.
+    A step serves first one token to each decoding sequence, then by rank chunks of running sequences and of
+    waiting ones, as long as these fit: nobody overtakes in the queue, so under "fcfs" running ones come
+    first. Who has to give way when blocks or rows run out is RunningSequences' victim rule.
 
     schedule() plans a step and takes it as launched; update() or fail() must follow for every step.
     schedule() may be called again before: a sequence whose step samples then has a pending token, and its
@@ -77,8 +77,7 @@ class Scheduler:
         self._roster.apply_ends(now)
         batch = Batch(self.config.max_num_batched_tokens)
         self._plan_decodes(batch)
-        self._plan_chunks(batch)
-        self._plan_admissions(batch, now)
+        self._plan_chunks(batch, now)
         if batch.num_tokens:
             return self._launch(batch)
         assert self._in_flight or not self.has_work, "sequences are left, and none can run"
@@ -170,20 +169,29 @@ class Scheduler:
             return False  # its last token is pending
         return self._running.make_room(sequence, num_computed_tokens + 1, batch)
 
-    def _plan_chunks(self, batch: Batch) -> None:
-        for sequence in self._running.prefilling:
-            num_left = sequence.num_tokens - sequence.num_computed_tokens
-            num_tokens = min(num_left, batch.num_tokens_left)
-            if num_tokens == 0:
+    def _plan_chunks(self, batch: Batch, now: float) -> None:
+        """Known tokens by rank, of running and of waiting sequences."""
+        for sequence in [*self._running.prefilling]:
+            self._admit(batch, now, better_than=sequence)
+            if batch.num_tokens_left == 0:
                 return
-            if self._running.make_room(sequence, sequence.num_computed_tokens + num_tokens, batch):
-                batch.add_chunk(sequence, num_tokens)
+            if sequence not in batch.preempted:
+                self._plan_chunk(sequence, batch)
+        self._admit(batch, now)
 
-    def _plan_admissions(self, batch: Batch, now: float) -> None:
-        """Up to one that does not fit, was preempted just now, or has tokens that the host does not know
-        yet."""
-        while self._waiting and batch.num_tokens_left and self._running.all_have_room:
+    def _plan_chunk(self, sequence: Sequence, batch: Batch) -> None:
+        num_left = sequence.num_tokens - sequence.num_computed_tokens
+        num_tokens = min(num_left, batch.num_tokens_left)
+        if self._running.make_room(sequence, sequence.num_computed_tokens + num_tokens, batch):
+            batch.add_chunk(sequence, num_tokens)
+
+    def _admit(self, batch: Batch, now: float, better_than: Sequence | None = None) -> None:
+        """Waiting sequences by rank, up to one that does not fit, was preempted just now, or has tokens that
+        the host does not know yet."""
+        while self._waiting and batch.num_tokens_left:
             sequence = self._waiting.best
+            if better_than is not None and better_than.rank < sequence.rank:
+                return
             if sequence.num_pending_tokens or sequence in batch.preempted:
                 return
             if not self._running.admit(sequence, batch, now):

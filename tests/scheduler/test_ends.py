@@ -128,6 +128,27 @@ def test_nobody_reads_what_a_failed_step_should_have_written(
     harness.check_all_done()
 
 
+def test_a_chunk_is_not_published_once_its_blocks_were_given_up(make_harness: MakeHarness) -> None:
+    """Not even if the sequence has got others for the same tokens since, from a step that may fail."""
+    harness = make_harness(in_flight=3, max_num_seqs=2, budget=8, policy="priority")
+    harness.device.fail_result[2] = RuntimeError("out of luck")
+    prompt = list(range(20))
+    harness.add("low", prompt, 3)
+    harness.launch()
+    harness.add("high", 3, 3, num_outputs=2, priority=1)
+    harness.launch()
+    assert harness.scheduler.stats().num_preemptions == 1
+    harness.scheduler.abort("high")
+    harness.launch()
+    assert harness.scheduler.stats().num_running == 1
+    harness.read()
+    harness.add("same prompt", prompt, 3, priority=1)
+    harness.launch()
+    harness.drain()
+    assert harness.ends["low", 0].finish_reason is FinishReason.ERROR
+    harness.check_all_done()
+
+
 def test_a_failed_step_ends_outputs_not_yet_in_it(make_harness: MakeHarness) -> None:
     """The step that computes the prompt of several outputs fails after they have been forked."""
     harness = make_harness(in_flight=2)
@@ -188,6 +209,16 @@ def test_abort_all(make_harness: MakeHarness, num_steps: int) -> None:
     harness.check_all_done()
 
 
+def test_abort_all_forgets_older_aborts(make_harness: MakeHarness) -> None:
+    harness = make_harness()
+    harness.add("a", 5, 3)
+    harness.scheduler.abort("a")
+    harness.scheduler.abort_all(FinishReason.ERROR, 0.0)
+    harness.add("a", 5, 3)
+    harness.drain()
+    assert harness.ends["a", 0].finish_reason is FinishReason.LENGTH
+
+
 def test_abort_all_tells_everybody_even_if_bookkeeping_is_broken(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +241,7 @@ def test_sequences_that_can_never_run_are_found_out(
 ) -> None:
     harness = make_harness()
     harness.add("a", 3, 2)
-    monkeypatch.setattr(type(harness.scheduler), "_plan_admissions", lambda *_: None)
+    monkeypatch.setattr(type(harness.scheduler), "_admit", lambda *_: None)
     with pytest.raises(AssertionError, match="none can run"):
         harness.scheduler.schedule(0.0)
 

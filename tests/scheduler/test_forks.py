@@ -30,11 +30,23 @@ def test_the_prompt_is_computed_once(make_harness: MakeHarness) -> None:
     ]
     # All three write into the block they share: two copies, and the last one keeps it.
     assert [source for source, _ in third.block_copies] == [2, 2]
+    assert [(update.row, update.start) for update in third.new_blocks] == [(0, 2)]
     harness.drain()
     harness.check_all_done()
     assert len({tuple(tokens) for tokens in harness.outputs.values()}) == 3
     assert harness.scheduler.stats().num_prompt_tokens == 10
     assert harness.scheduler.stats().num_chunk_tokens == 12
+
+
+def test_all_outputs_know_how_much_of_the_prompt_was_cached(make_harness: MakeHarness) -> None:
+    harness = make_harness()
+    prompt = list(range(9))
+    harness.add("first", prompt, 1)
+    harness.drain()
+    harness.add("a", prompt, 2, num_outputs=2)
+    harness.drain()
+    assert [harness.ends["a", index].num_cached_tokens for index in range(2)] == [8, 8]
+    harness.check_all_done()
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])

@@ -272,6 +272,7 @@ async def test_too_many_failures_in_a_row_are_fatal(make_client: MakeClient) -> 
         await client.loop.run()
     assert isinstance(raised.value.__cause__, ValueError)
     assert Counter(reason.name for reason in client.reasons.values()) == {"ERROR": 6, "LENGTH": 2}
+    assert [client.errors[name, 0] for name in "01456"] == ["ValueError: bad"] * 5
     assert client.errors["7", 0] == f"FatalStepError: {raised.value}"
     client.check()
 

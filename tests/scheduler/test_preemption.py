@@ -213,9 +213,74 @@ def test_a_refused_prompt_is_not_looked_up_again_for_nothing(
     harness.check_all_done()
 
 
+def test_admission_leaves_a_block_for_each_output_to_be_forked(make_harness: MakeHarness) -> None:
+    harness = make_harness(num_blocks=12, budget=8)
+    harness.add("a", 14, 2, num_outputs=3)  # 4 blocks at first
+    harness.add("b", 17, 2)  # 5 blocks, and one for each of the three
+    harness.add("c", 1, 2)
+    harness.step()
+    harness.step()
+    assert harness.scheduler.stats().num_running == 4
+    harness.drain()
+    assert harness.scheduler.stats().num_preemptions == 0
+
+    harness = make_harness(num_blocks=11, budget=8)
+    harness.add("a", 14, 2, num_outputs=3)
+    harness.add("b", 17, 2)
+    harness.step()
+    harness.step()
+    assert harness.scheduler.stats().num_running == 3, (
+        "b waits: it would take the last block from the outputs"
+    )
+    harness.drain()
+    assert harness.scheduler.stats().num_preemptions == 0
+    harness.check_all_done()
+
+
+def test_admission_leaves_a_block_in_each_layer_group(make_harness: MakeHarness) -> None:
+    harness = make_harness(num_blocks=8, windows=(None, 50))
+    harness.add("a", 3, 3)
+    harness.add("b", 3, 3)
+    harness.add("c", 3, 3)  # four blocks are free, and six needed: two for each of them
+    harness.step()
+    assert harness.scheduler.stats().num_running == 2
+    harness.drain()
+    harness.check_all_done()
+
+
+def test_windows_give_back_blocks_while_a_prompt_is_computed(make_harness: MakeHarness) -> None:
+    harness = make_harness(num_blocks=20, windows=(4,), budget=8)
+    harness.add("a", 40, 2)
+    harness.step()
+    free = [harness.scheduler.stats().num_free_blocks]
+    for _ in range(4):
+        harness.step()
+        free.append(harness.scheduler.stats().num_free_blocks)
+    assert free == [10, 11, 13, 15, 17]
+    harness.drain()
+    harness.check_all_done()
+
+
+def test_what_a_resumed_sequence_computes_again_is_shared_at_once(make_harness: MakeHarness) -> None:
+    harness = make_harness(num_blocks=6, budget=24, policy="priority")
+    prompt = list(range(13))
+    harness.add("low", prompt, 4)
+    harness.step()
+    harness.add("high", 20, 2, priority=1)
+    decode_until(harness, "high", 2)
+    decode_until(harness, "low", 2)
+    assert harness.ends["high", 0].num_preemptions == 0
+    harness.scheduler.abort("low")
+    harness.add("same prompt", prompt, 2)
+    harness.drain()
+    assert harness.ends["low", 0].num_preemptions == 1
+    assert harness.ends["same prompt", 0].num_cached_tokens == 12
+    harness.check_all_done()
+
+
 def test_a_prompt_that_fits_by_its_window_alone_is_admitted_alone(make_harness: MakeHarness) -> None:
-    """40 tokens are 10 blocks of a pool of 6, but a window of 8 and chunks of 8 never hold more than 5."""
-    harness = make_harness(num_blocks=6, windows=(8,), budget=8, max_num_seqs=4)
+    """40 tokens are 10 blocks of a pool of 9, but a window of 8 and chunks of 8 never hold more than 5."""
+    harness = make_harness(num_blocks=9, windows=(8,), budget=8, max_num_seqs=4)
     harness.add("long", 40, 6)
     harness.add("short", 2, 6)
     harness.step()

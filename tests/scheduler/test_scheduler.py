@@ -95,18 +95,17 @@ def test_a_step_serves_decodes_then_running_chunks_then_waiting(make_harness: Ma
     harness.check_all_done()
 
 
-def test_running_chunks_share_the_budget_by_rank(make_harness: MakeHarness) -> None:
+def test_prompts_share_the_budget_by_rank(make_harness: MakeHarness) -> None:
     harness = make_harness(budget=8, policy="priority")
     harness.add("low", 20, 2)
     harness.step()
-    harness.add("high", 20, 2, priority=1)
+    harness.add("high", 13, 2, priority=1)
     step = harness.step()
     assert step is not None
-    # Running before waiting, whatever the priority ...
-    assert [(chunk.row, chunk.start, len(chunk.token_ids)) for chunk in step.chunks] == [(0, 8, 8)]
+    assert [(chunk.row, chunk.start, len(chunk.token_ids)) for chunk in step.chunks] == [(1, 0, 8)]
     step = harness.step()
     assert step is not None
-    assert [(chunk.row, len(chunk.token_ids)) for chunk in step.chunks] == [(0, 4), (1, 4)]
+    assert [(chunk.row, chunk.start, len(chunk.token_ids)) for chunk in step.chunks] == [(1, 8, 5), (0, 8, 3)]
     harness.drain()
     harness.check_all_done()
 
@@ -129,15 +128,31 @@ def test_a_prompt_that_was_computed_is_not_computed_again(make_harness: MakeHarn
     harness.check_all_done()
 
 
-def test_generated_tokens_are_shared_too(make_harness: MakeHarness) -> None:
+@pytest.mark.parametrize(("max_new_tokens", "num_cached_tokens"), [(9, 12), (10, 12), (11, 16), (12, 16)])
+def test_generated_tokens_are_shared_too(
+    make_harness: MakeHarness, max_new_tokens: int, num_cached_tokens: int
+) -> None:
+    """Whole blocks of them, without the last token: it was sampled, but never computed."""
     harness = make_harness()
-    first = harness.add("first", 6, 12)
+    first = harness.add("first", 6, max_new_tokens)
     harness.drain()
-    harness.add("second", [*first.prompt_token_ids, *harness.outputs["first", 0]], 2)
-    step = harness.step()
-    assert step is not None
-    # 18 tokens, of which the last was never computed: four whole blocks.
-    assert step.new_rows[0].num_computed_tokens == 16
+    harness.add("second", [*first.prompt_token_ids, *harness.outputs["first", 0], 0, 0], 2)
+    harness.drain()
+    assert harness.ends["second", 0].num_cached_tokens == num_cached_tokens
+    harness.check_all_done()
+
+
+def test_a_prompt_is_shared_chunk_by_chunk(make_harness: MakeHarness) -> None:
+    harness = make_harness(budget=8)
+    prompt = list(range(30))
+    harness.add("first", prompt, 2)
+    harness.step()
+    harness.step()
+    harness.scheduler.abort("first")
+    harness.add("second", prompt, 2)
+    harness.drain()
+    assert harness.ends["second", 0].num_cached_tokens == 16
+    harness.check_all_done()
 
 
 def test_a_step_is_scheduled_before_the_last_one_is_read() -> None:
