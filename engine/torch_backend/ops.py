@@ -33,7 +33,7 @@ class TorchOps:
         else:  # contiguous halves are faster to go on with
             biases = (None, None) if bias is None else bias.chunk(2)
             gate, up = map(functional.linear, (x, x), gate_up.chunk(2), biases)
-        return functional.silu(gate).mul_(up)
+        return functional.silu(gate, inplace=True).mul_(up)
 
     def split(self, x: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
         return torch.split_with_sizes(x, list(sizes), dim=-1)
