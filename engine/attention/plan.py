@@ -22,11 +22,17 @@ _SPLIT_COST_GPU = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
+    """The heads of a layer, and the pool they attend over."""
+
     num_heads: int
     num_kv_heads: int
     head_dim: int
     num_blocks: int
     block_size: int
+
+    @property
+    def num_lines(self) -> int:
+        return self.num_blocks * self.num_kv_heads * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Planner:
         gather: bool = False,
     ) -> None:
         """gather: take the portable form for lone tokens, whatever the device has."""
+        assert shape.num_lines < 1 << 31, "lines are counted in 32 bits"
         self._shape = shape
         self._window = window
         self._device = device
@@ -128,9 +135,8 @@ class Planner:
         lines = (blocks * (num_kv_heads * size))[:, :, None] + self._in_block
         lines = lines.view(end - start, -1)  # [n, S]
         lines = torch.where(unseen, lines.gather(1, own), lines)
-        num_lines = self._shape.num_blocks * num_kv_heads * size
         lines = lines[:, None] + self._line_offsets  # [n, heads, S]
-        return Contexts(start, end, lines, self._mask(unseen)[:, None], num_lines)
+        return Contexts(start, end, lines, self._mask(unseen)[:, None], self._shape.num_lines)
 
     def _chunk(self, chunk: ChunkSpan, table: torch.Tensor) -> ChunkTokens:
         size, num_kv_heads = self._shape.block_size, self._shape.num_kv_heads
