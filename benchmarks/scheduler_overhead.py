@@ -1,8 +1,8 @@
 """Host time of a step: what the scheduler and the KV manager cost, without a device.
 
-A fake device answers at once. "decode" keeps a number of sequences decoding and nothing else; "mixed" replaces
-each sequence that ends by a new request, so that most steps also prefill. The kv column is the time spent inside
-KVCacheManager; it is taken in a second run, because measuring it costs time itself.
+A fake device answers at once. "decode" keeps a number of sequences decoding and nothing else; "mixed"
+replaces each sequence that ends by a new request, so that most steps also prefill. The kv column is the time
+spent inside KVCacheManager; it is taken in a second run, because measuring it costs time itself.
 
     python benchmarks/scheduler_overhead.py --running 1 16 64 256 1024 --steps 2000
 """
@@ -84,7 +84,7 @@ class Load:
 
     def __init__(self, num_running: int, lengths: Iterator[tuple[int, int]], kv: KVCacheManager) -> None:
         self.kv = kv
-        config = SchedulerConfig(num_running, num_running + 512, MAX_MODEL_LEN)
+        config = SchedulerConfig(num_running, 4 * num_running + 512, MAX_MODEL_LEN)
         self.scheduler = Scheduler(config, kv)
         self.rng = random.Random(0)
         self.device = FakeDevice(self.rng)

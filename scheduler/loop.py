@@ -60,11 +60,10 @@ class StepLoop:
         self._in_flight: deque[_Launched] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
-        self._ended = False
 
     def submit(self, request: Request) -> None:
-        """Queue a request. ValueError as of Scheduler.add(); RuntimeError once the loop is to stop."""
-        if self._stopping or self._ended:
+        """Queue a request. ValueError as of Scheduler.add(); RuntimeError once the loop is to end."""
+        if self._stopping:
             raise RuntimeError("the step loop takes no more requests")
         self.scheduler.add(request)
         self._wake.set()
@@ -166,7 +165,7 @@ class StepLoop:
             self._on_outputs(outputs)
 
     def _end(self, reason: FinishReason, message: str | None) -> None:
-        self._ended = True
+        self._stopping = True
         self.busy_since = None
         try:
             outputs = self.scheduler.abort_all(reason, self._clock(), message)

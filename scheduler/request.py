@@ -41,7 +41,6 @@ class RequestTimes:
     arrival: float
     first_scheduled: float | None = None
     first_token: float | None = None
-    finished: float | None = None
 
 
 class SequenceStatus(Enum):

@@ -68,8 +68,7 @@ class RunningSequences:
         return True
 
     def admit(self, sequence: Sequence, batch: Batch, now: float) -> bool:
-        """Give a waiting sequence its row, room for all tokens it knows, and its first chunk. False: not
-        now."""
+        """Give a waiting sequence a row, room for all tokens that it knows, and a chunk. False: not now."""
         if not self._find_rows(sequence, batch) or not self._find_blocks(sequence, batch):
             return False
         num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, batch.num_tokens_left)

@@ -21,8 +21,7 @@ _NO_DISTRIBUTION = "the model's output is not a distribution over tokens (NaN or
 
 
 class Scheduler:
-    """One rule: each sequence's num_computed_tokens catches up with its num_tokens, under one token budget a
-    step.
+    """One rule: each sequence's num_computed_tokens catches up with its num_tokens, under one budget a step.
 
     A step serves first one token to each decoding sequence, then by rank chunks of running sequences and of
     waiting ones, as long as these fit: nobody overtakes in the queue, so under "fcfs" running ones come
@@ -72,8 +71,7 @@ class Scheduler:
     # Steps
 
     def schedule(self, now: float) -> StepInput | None:
-        """The next step, to be launched at once. None: there is nothing to compute before another
-        update()."""
+        """The next step, to be launched at once. None: nothing can be computed before another update()."""
         self._roster.apply_ends(now)
         batch = Batch(self.config.max_num_batched_tokens)
         self._plan_decodes(batch)

@@ -46,8 +46,7 @@ class NewRow:
 
 @dataclass(frozen=True, slots=True)
 class NewBlocks:
-    """Block-table entries of one row and group to write: table[start : start + len(block_ids)] =
-    block_ids."""
+    """Entries of one row's table in one group to write: table[start : start + len(block_ids)] = block_ids."""
 
     row: int
     group: int
@@ -57,8 +56,7 @@ class NewBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Known tokens of one row (prompt, or prompt and generated tokens being recomputed), from position
-    `start`.
+    """Known tokens of one row, from position `start`: of a prompt, or of what a preemption has lost.
 
     samples: whether the chunk ends at the sequence's last known token, so that a token is sampled after it.
     """
@@ -74,7 +72,8 @@ class StepInput:
     """One step. Order of effects on the device: new_rows, new_blocks, block_copies, then the computation.
 
     block_copies: (source, destination) block ids, for all layers of the group(s) they are used in
-    (copy-on-write). num_tokens: packed tokens = len(decode_rows) + the tokens of all chunks.
+    (copy-on-write), one after the other: a copy may read or overwrite what an earlier one has written.
+    num_tokens: packed tokens = len(decode_rows) + the tokens of all chunks.
     """
 
     step_id: int
@@ -88,8 +87,7 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """token_ids and finishes: one entry for each of decode_rows, then one for each chunk with `samples`, in
-    order."""
+    """token_ids, finishes: an entry for each of decode_rows, then for each chunk that samples, in order."""
 
     step_id: int
     token_ids: list[int]
@@ -109,11 +107,9 @@ class Runner(Protocol):
 
     @property
     def max_steps_in_flight(self) -> int:
-        """How many steps may be launched and not yet read: 1 runs synchronously, 2 overlaps host and
-        device."""
+        """How many steps may be launched and not yet read. 1 is synchronous, 2 overlaps host and device."""
         ...
 
     def launch(self, step: StepInput) -> PendingStep:
-        """Enqueue one step. FatalStepError: no further step can run. Any other exception: this step
-        failed."""
+        """Enqueue one step. FatalStepError: no further step can run. Any other error: this step failed."""
         ...
