@@ -24,7 +24,7 @@ from kvcache.manager import KVCacheManager
 from scheduler import Finish, Request, Scheduler, SchedulerConfig, StepInput, StepOutput
 
 MICROSECONDS = 1e6
-MAX_MODEL_LEN = 8192
+MAX_MODEL_LEN = 2**31
 
 
 @dataclass

@@ -156,10 +156,11 @@ class Scheduler:
 
     def _plan_decodes(self, batch: Batch) -> None:
         """Safe while sequences are preempted: a victim comes later in the list, or is its last."""
-        decodes = batch.decodes
-        for sequence in self._running.decoding:
-            if sequence.num_computed_tokens < sequence.num_slots or self._can_decode(sequence, batch):
-                decodes.append(sequence)
+        batch.decodes = [
+            sequence
+            for sequence in self._running.decoding
+            if sequence.num_computed_tokens < sequence.num_slots or self._can_decode(sequence, batch)
+        ]
 
     def _can_decode(self, sequence: Sequence, batch: Batch) -> bool:
         num_computed_tokens = sequence.num_computed_tokens
