@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.demo import MODEL_DIR
 from engine.demo.data import Encoder
 from engine.demo.tokenizer import END_ID
 
-Complete = Callable[[str, int], tuple[str, bool]]
+Complete = Callable[[Sequence[str], int], list[tuple[str, bool]]]
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +32,14 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def complete(model: Any, tokenizer: Tokenizer) -> Complete:
-    """A prompt's greedy continuation, and whether the model ended it by itself."""
+def complete(model: Any) -> Complete:
+    """The prompts' greedy continuations, each with whether the model ended it by itself."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL_DIR, padding_side="left")
 
-    def run(prompt: str, max_new_tokens: int) -> tuple[str, bool]:
-        ids: Sequence[int] = tokenizer.encode(prompt).ids
-        inputs = torch.tensor([ids])
-        generated = model.generate(
-            inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=max_new_tokens
-        )[0, len(ids) :].tolist()
-        finished = generated[-1] == END_ID
-        return tokenizer.decode(generated, skip_special_tokens=True), finished
+    def run(prompts: Sequence[str], max_new_tokens: int) -> list[tuple[str, bool]]:
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True)
+        generated = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        continuations = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        return [(tokenizer.decode(ids, skip_special_tokens=True), END_ID in ids) for ids in continuations]
 
     return run
