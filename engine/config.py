@@ -11,8 +11,10 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """num_bytes: size of the KV pool in bytes. None takes `fraction` of the memory that is free once the weights
-    are loaded, and on a CPU no more than `max_num_seqs` sequences of full length can use.
+    """num_bytes: size of the KV pool.
+
+    None takes `fraction` of the memory that is free once the weights are loaded, and on a CPU no more than
+    `max_num_seqs` sequences of full length can use.
     """
 
     block_size: int = 16
@@ -34,6 +36,9 @@ class EngineOptions:
     max_model_len: longest sequence in tokens, prompt and output; None is the model's own maximum.
     max_num_seqs: sequences running at once. max_num_batched_tokens: token budget of a step.
     max_num_queued: requests that may wait before new ones are refused.
+    num_threads: cores that compute a step on a CPU. None takes all but one, which is left to gRPC, tokenizing
+    and whoever else runs on the machine: threads of one step that wait for a core cost more than they bring.
+    step_timeout: seconds without a finished step, with work to do, after which the engine counts as hung.
     """
 
     model_dir: Path
@@ -44,6 +49,8 @@ class EngineOptions:
     max_num_batched_tokens: int = 512
     max_num_queued: int = 1024
     policy: str = "fcfs"
+    num_threads: int | None = None
+    step_timeout: float = 120.0
     cache: CacheOptions = field(default_factory=CacheOptions)
 
     def __post_init__(self) -> None:
@@ -58,5 +65,9 @@ class EngineOptions:
             raise ConfigError(f"max_num_batched_tokens {self.max_num_batched_tokens}: {limit}")
         if self.max_num_queued < 0:
             raise ConfigError(f"max_num_queued {self.max_num_queued}: must be at least 0")
+        if self.num_threads is not None and not 1 <= self.num_threads <= 1024:
+            raise ConfigError(f"num_threads {self.num_threads}: must be in [1, 1024]")
+        if not self.step_timeout > 0:
+            raise ConfigError(f"step_timeout {self.step_timeout}: must be above 0 seconds")
         if self.policy not in ("fcfs", "priority"):
             raise ConfigError(f"policy {self.policy!r}: must be fcfs or priority")

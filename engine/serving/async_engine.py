@@ -145,6 +145,8 @@ class AsyncEngine:
 
     async def stop(self) -> None:
         """End everything: what still runs ends with ABORT after the running step. The engine is DEAD then."""
+        if self._watching is None:  # never started
+            return
         if self.state is EngineState.SERVING:
             self.state = EngineState.DRAINING
         for stream in self._streams.open():
@@ -156,8 +158,7 @@ class AsyncEngine:
                 await self._dead.wait()
         self._die(f"a step hangs: it did not end in {_SECONDS_TO_STOP:g} s")
         self._processor.end(None)  # if the engine hangs, it has not told
-        if self._watching is not None:
-            self._watching.cancel()
+        self._watching.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # Requests
@@ -211,9 +212,10 @@ class AsyncEngine:
         return await self._in_pool(partial(self._tokenizer.decode, token_ids, skip_special_tokens))
 
     def load(self) -> EngineLoad:
-        """A snapshot, at no cost. Any thread."""
+        """A snapshot, at no cost. Any thread; during a step its numbers may be of different moments."""
         stats = self._scheduler.stats()
-        return EngineLoad(stats.num_running, stats.num_waiting, stats.num_blocks, stats.num_free_blocks)
+        num_waiting = max(0, stats.num_waiting)  # which is a difference
+        return EngineLoad(stats.num_running, num_waiting, stats.num_blocks, stats.num_free_blocks)
 
     # Inside: from the caller to the engine
 

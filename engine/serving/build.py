@@ -39,7 +39,8 @@ def build_engine(options: EngineOptions, progress: Progress | None = None) -> Bu
     )
     kv = KVCacheManager(built.cache)
     info = _model_info(options, built, tokenizer)
-    engine = AsyncEngine(Scheduler(config, kv), kv, built.runner, tokenizer, info)
+    scheduler = Scheduler(config, kv)
+    engine = AsyncEngine(scheduler, kv, built.runner, tokenizer, info, step_timeout=options.step_timeout)
     return BuiltEngine(engine, built.memory, str(built.device))
 
 

@@ -38,5 +38,5 @@ class Handoff(Generic[T]):
 
     def _drain(self) -> None:
         self._is_waking = False  # before taking anything: what is put from here on wakes the loop again
-        while self._items:
+        for _ in range(len(self._items)):  # and waits for its turn there, behind the loop's other work
             self._handle(self._items.popleft())

@@ -90,8 +90,9 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        yield from _gauges(self._stats())
-        yield from _counters(self._stats())
+        stats = self._stats()
+        yield from _gauges(stats)
+        yield from _counters(stats)
         yield _labelled(
             "request_success",
             "Requests that ended, by reason; the gravest one where the outputs of one request differ",
@@ -107,7 +108,7 @@ class Metrics(Collector):
 def _gauges(stats: SchedulerStats) -> Iterator[Metric]:
     for name, documentation, value in (
         ("num_requests_running", "Sequences in the batch", stats.num_running),
-        ("num_requests_waiting", "Sequences waiting for a place in the batch", stats.num_waiting),
+        ("num_requests_waiting", "Sequences waiting for a place in the batch", max(0, stats.num_waiting)),
         ("kv_cache_usage_perc", "KV blocks in use over all KV blocks; 1 is full", stats.kv_usage),
     ):
         yield GaugeMetricFamily(f"inflight_{name}", documentation, value=value)

@@ -1,5 +1,6 @@
 """From options to a runner: read the model, share out the memory, allocate the pool."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,8 @@ def build(options: EngineOptions, progress: Progress | None = None) -> TorchEngi
 def _build(options: EngineOptions, progress: Progress | None) -> TorchEngine:
     model = _limit_length(load_config(options.model_dir), options.max_model_len)
     device = _choose_device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.num_threads or max(1, len(os.sched_getaffinity(0)) - 1))
     dtype = _choose_dtype(options.dtype, model, device)
     weight_bytes = num_parameters(model) * dtype.itemsize
     if weight_bytes > (free := _free_bytes(device)):

@@ -121,6 +121,20 @@ def _add_engine(add: Any) -> None:
         default=_ENGINE.max_num_queued,
         help="requests that may wait; one more is refused with RESOURCE_EXHAUSTED",
     )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="cores that compute a step on a CPU (default: all but one, which is left to everything else)",
+    )
+    add(
+        "--step-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=_ENGINE.step_timeout,
+        help="an engine with work that finishes no step for so long is dead: NOT_SERVING, exit code 1",
+    )
     add("--policy", choices=POLICIES, default=_ENGINE.policy, help="which request runs first")
 
 
@@ -168,6 +182,8 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_num_queued=args.max_num_queued,
         policy=args.policy,
+        num_threads=getattr(args, "threads", None),
+        step_timeout=args.step_timeout,
         cache=cache,
     )
 

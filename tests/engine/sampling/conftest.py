@@ -1,6 +1,6 @@
 """Rows and samplers. Row i of `make_sampler` has the i-th parameters and output index i."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,15 +10,6 @@ from engine.sampling.sampler import Sampler
 from scheduler.step import NewRow
 
 EOS = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, which on a busy machine spend their time on each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture

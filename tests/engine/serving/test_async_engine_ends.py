@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -205,6 +206,22 @@ async def test_leave_between_two_deltas_and_before_the_last() -> None:
         if (stream := fake.engine._streams.find("ended")) is not None:
             await stream.ended
         await ended.aclose()
+
+
+async def test_a_reader_that_leaves_may_say_why() -> None:
+    gate = Gate()
+    async with running_engine(FakeEngineOptions(runner=FakeRunner(before_step=gate))) as fake:
+        why = FinishReason.DEADLINE
+        deltas = fake.engine.generate("id", "a", SamplingParams(), left_because=lambda: why)
+        gate.pass_one()
+        await anext(deltas)
+        await deltas.aclose()
+        gate.open()
+    assert fake.engine.metrics.num_ended == Counter({reason: int(reason is why) for reason in FinishReason})
+
+
+async def test_an_engine_that_was_never_started_can_be_stopped() -> None:
+    await fake_engine().engine.stop()
 
 
 async def test_an_iteration_that_never_began_is_nothing() -> None:

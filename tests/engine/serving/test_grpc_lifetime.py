@@ -199,13 +199,13 @@ async def test_a_draining_engine_refuses_and_finishes() -> None:
 
 
 async def test_a_reader_that_stalls_is_aborted_and_holds_up_nobody() -> None:
-    """Its window is 1 KiB, so the server cannot get rid of its messages."""
+    """Its window is small, so that the server soon cannot get rid of its messages."""
     window = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
-    options = FakeEngineOptions(num_blocks=8192, max_model_len=30_000, max_num_queued=0)
+    options = FakeEngineOptions(num_blocks=32_768, max_model_len=120_000, max_num_queued=0)
     server_options = ServerOptions(port=0, stream_interval=0.0, stall_seconds=0.3)
     async with asyncio.timeout(SECONDS_UNTIL_STUCK), served_engine(options, server_options) as served:
         async with v1.Client(served.address, options=window) as client:
-            call = client.generate("a", ignore_eos=True)
+            call = client.generate("a", ignore_eos=True, token_ids=True)
             await call.initial_metadata()
             while not served.fake.engine.metrics.num_ended[FinishReason.ABORT]:
                 await served.client.generate_once("a", max_new_tokens=3)

@@ -76,12 +76,6 @@ class TinyModel:
         return token_ids
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Threads that wait for each other at every tiny operation are many times slower on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
     """Makes the model of a name of MODELS, once a session; half of them in several shards."""
