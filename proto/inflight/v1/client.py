@@ -8,6 +8,7 @@ async with Client("127.0.0.1:50051") as client:
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
@@ -119,6 +120,7 @@ class Client:
         else:
             self.channel = grpc.aio.secure_channel(target, credentials, arguments)
         self._stub = GenerationStub(self.channel)
+        self._calls: WeakSet[GenerateCall | GenerateOnceCall] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -130,6 +132,8 @@ class Client:
 
     async def close(self) -> None:
         """Cancel what runs and close the connection."""
+        for call in self._calls:
+            call.cancel()  # some versions of grpc forget calls that nobody is reading from
         await self.channel.close()
 
     async def connect(self) -> None:
@@ -147,7 +151,9 @@ class Client:
 
         `cancel()` on what this returns, or dropping it, aborts the request.
         """
-        return self._stub.Generate(make_request(prompt, **options), timeout=timeout)
+        call = self._stub.Generate(make_request(prompt, **options), timeout=timeout)
+        self._calls.add(call)
+        return call
 
     def generate_once(
         self,
@@ -157,7 +163,9 @@ class Client:
         **options: Unpack[GenerateOptions],
     ) -> GenerateOnceCall:
         """Generate everything: await what this returns. `cancel()` on it aborts the request."""
-        return self._stub.GenerateOnce(make_request(prompt, **options), timeout=timeout)
+        call = self._stub.GenerateOnce(make_request(prompt, **options), timeout=timeout)
+        self._calls.add(call)
+        return call
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, as Generate makes them of a prompt."""
