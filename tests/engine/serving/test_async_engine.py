@@ -326,10 +326,11 @@ async def test_interval_makes_fewer_deltas_of_the_same_text() -> None:
 
 async def test_one_line_is_logged_for_each_request_and_no_text(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "inflight")
-    async with running_engine() as fake:
+    endless = FakeEngineOptions(num_blocks=8192, max_model_len=30_000)
+    async with running_engine(endless) as fake:
         await collect(fake.engine, "secret", request_id="good", max_new_tokens=5)
         with pytest.raises(InvalidArgumentError):
-            await collect(fake.engine, "secret" * 100, request_id="bad")
+            await collect(fake.engine, "secret" * 10_000, request_id="bad")
         async with aclosing(fake.engine.generate("left", "secret", SamplingParams())) as deltas:
             await anext(deltas)
     lines = [record.getMessage() for record in caplog.records if record.name == "inflight"]
