@@ -5,7 +5,7 @@ async with Client("127.0.0.1:50051") as client:
         print(event.text, end="", flush=True)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 from weakref import WeakSet
@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 from inflight.v1 import generation_pb2 as pb
 from inflight.v1.generation_pb2_grpc import GenerationStub
 
-GenerateCall = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 GenerateOnceCall = grpc.aio.UnaryUnaryCall[pb.GenerateRequest, pb.GenerateOnceResponse]
 
 CHANNEL_OPTIONS = (
@@ -96,6 +95,30 @@ def _set(message: Message, name: str, value: object) -> None:
         getattr(message, name).extend(value)
 
 
+class GenerateCall(AsyncIterator[pb.GenerateResponse]):
+    """The events of one request. Cancelling this, or dropping it before its end, aborts the request.
+
+    call: gRPC's own, which knows metadata and status.
+    """
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]) -> None:
+        self.call = call
+        self._events = call.__aiter__()
+
+    def __anext__(self) -> Awaitable[pb.GenerateResponse]:
+        return self._events.__anext__()
+
+    def __del__(self) -> None:
+        self.call.cancel()  # gRPC itself keeps a call that nobody refers to any more; no effect after its end
+
+    def cancel(self) -> None:
+        self.call.cancel()
+
+    async def request_id(self) -> str:
+        """The request's id, once the server has got it."""
+        return str(dict(await self.call.initial_metadata())["request-id"])
+
+
 class Client:
     """A connection to one server. Create it inside a running event loop; use it as an async context manager.
 
@@ -147,11 +170,8 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> GenerateCall:
-        """Stream what is generated: an async iterator of GenerateResponse.
-
-        `cancel()` on what this returns, or dropping it, aborts the request.
-        """
-        call = self._stub.Generate(make_request(prompt, **options), timeout=timeout)
+        """Stream what is generated."""
+        call = GenerateCall(self._stub.Generate(make_request(prompt, **options), timeout=timeout))
         self._calls.add(call)
         return call
 

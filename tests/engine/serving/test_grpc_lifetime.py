@@ -38,7 +38,7 @@ async def gated_server(**options: Any) -> AsyncIterator[tuple[Served, Gate]]:
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
     """The error with which a call ends, streaming or not."""
-    end = last_event(call) if isinstance(call, grpc.aio.UnaryStreamCall) else call
+    end = last_event(call) if isinstance(call, v1.GenerateCall) else call
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await end
     return caught.value
@@ -206,7 +206,7 @@ async def test_a_reader_that_stalls_is_aborted_and_holds_up_nobody() -> None:
     async with asyncio.timeout(SECONDS_UNTIL_STUCK), served_engine(options, server_options) as served:
         async with v1.Client(served.address, options=window) as client:
             call = client.generate("a", ignore_eos=True, token_ids=True)
-            await call.initial_metadata()
+            await call.request_id()
             while not served.fake.engine.metrics.num_ended[FinishReason.ABORT]:
                 await served.client.generate_once("a", max_new_tokens=3)
             error = await failure(call)
