@@ -7,7 +7,7 @@ async with Client("127.0.0.1:50051") as client:
 
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 from weakref import WeakSet
 
 import grpc
@@ -115,8 +115,9 @@ class GenerateCall(AsyncIterator[pb.GenerateResponse]):
         self.call.cancel()
 
     async def request_id(self) -> str:
-        """The request's id, once the server has got it."""
-        return str(dict(await self.call.initial_metadata())["request-id"])
+        """The request's id, once the server has got it; empty if it refused the message."""
+        metadata: Any = await self.call.initial_metadata()  # iterates over pairs
+        return next((str(value) for key, value in metadata if key == "request-id"), "")
 
 
 class Client:

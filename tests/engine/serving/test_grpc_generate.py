@@ -120,6 +120,7 @@ async def test_the_id_that_the_server_made_is_in_the_metadata(served: Served) ->
     assert len(await call.request_id()) == 32
     named = served.client.generate("a", max_new_tokens=1, request_id="mine")
     assert await named.request_id() == "mine"
+    assert await served.client.generate("").request_id() == ""
     await collect(call)
     await collect(named)
 
