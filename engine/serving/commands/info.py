@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     table = Table(show_header=False, box=None)
     for name, value in _rows(args.model_dir, load_config(args.model_dir)):
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
     return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from engine.config import CacheOptions, EngineOptions
 from engine.demo import MODEL_DIR
 from engine.serving import cli
-from engine.serving.commands import serve
+from engine.serving.commands import serve_options
 from engine.serving.options import ServerOptions
 from inflight import v1
 from tests.support.grpc_server import Served
@@ -40,8 +40,8 @@ def parse(*argv: str) -> argparse.Namespace:
 
 def test_serve_without_options_takes_the_defaults_of_the_engine() -> None:
     args = parse("serve")
-    assert serve.engine_options(args) == EngineOptions(MODEL_DIR)
-    assert serve.server_options(args) == ServerOptions()
+    assert serve_options.engine_options(args) == EngineOptions(MODEL_DIR)
+    assert serve_options.server_options(args) == ServerOptions()
 
 
 def test_every_option_of_serve_arrives() -> None:
@@ -53,7 +53,7 @@ def test_every_option_of_serve_arrives() -> None:
         *("--max-num-queued", "5", "--policy", "priority", "--block-size", "32"),
         *("--kv-cache-bytes", "1.5G", "--kv-cache-fraction", "0.25", "--no-prefix-caching"),
     )
-    assert serve.engine_options(args) == EngineOptions(
+    assert serve_options.engine_options(args) == EngineOptions(
         model_dir=Path("some/model"),
         device="cpu",
         dtype="bfloat16",
@@ -64,7 +64,7 @@ def test_every_option_of_serve_arrives() -> None:
         policy="priority",
         cache=CacheOptions(32, num_bytes=3 << 29, fraction=0.25, enable_prefix_caching=False),
     )
-    assert serve.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 7.0, 3.0)
+    assert serve_options.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 7.0, 3.0)
 
 
 @pytest.mark.parametrize(
