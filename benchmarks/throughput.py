@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,40 +30,54 @@ MAX_NUM_SEQS = 128
 Run = Callable[[Path, Sequence[Job]], Result]
 
 
-def in_process(model_dir: Path, jobs: Sequence[Job]) -> Result:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of this engine. num_threads: None is the server's default."""
+
+    num_threads: int | None
+    max_num_batched_tokens: int
+
+
+def in_process(settings: Settings, model_dir: Path, jobs: Sequence[Job]) -> Result:
     """AsyncEngine.generate, read on an event loop of the same process."""
     import uvloop
 
-    return uvloop.run(_in_process(model_dir, jobs))
+    return uvloop.run(_in_process(settings, model_dir, jobs))
 
 
-async def _in_process(model_dir: Path, jobs: Sequence[Job]) -> Result:
+async def _in_process(settings: Settings, model_dir: Path, jobs: Sequence[Job]) -> Result:
     from engine.config import EngineOptions
     from engine.sampling.params import SamplingParams
     from engine.serving.build import build_engine
     from engine.serving.types import OutputOptions
 
-    engine = build_engine(EngineOptions(model_dir, max_num_seqs=MAX_NUM_SEQS)).engine
-    await engine.start()
+    options = EngineOptions(
+        model_dir,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        num_threads=settings.num_threads,
+    )
 
     async def generate(name: str, job: Job) -> int:
         params = SamplingParams(max_new_tokens=job.num_output_tokens, ignore_eos=True)
         deltas = engine.generate(name, job.prompt, params, output=OutputOptions(token_ids=True))
         return sum([len(delta.token_ids) async for delta in deltas])
 
-    try:
+    async with build_engine(options).engine as engine:
         return await _measure(jobs, generate)
-    finally:
-        await engine.stop()
 
 
-def through_grpc(model_dir: Path, jobs: Sequence[Job]) -> Result:
+def through_grpc(settings: Settings, model_dir: Path, jobs: Sequence[Job]) -> Result:
     """`inflight serve` in another process, the package's client in this one."""
     import uvloop
 
     from engine.serving.server_process import server_process
 
-    with server_process(str(model_dir), "--max-num-seqs", str(MAX_NUM_SEQS)) as addresses:
+    arguments = ["--max-num-seqs", str(MAX_NUM_SEQS)]
+    arguments += ["--max-num-batched-tokens", str(settings.max_num_batched_tokens)]
+    if settings.num_threads is not None:
+        arguments += ["--threads", str(settings.num_threads)]
+    with server_process(str(model_dir), *arguments) as addresses:
         return uvloop.run(_through_grpc(addresses.grpc, jobs))
 
 
@@ -101,10 +116,10 @@ def transformers_continuous(model_dir: Path, jobs: Sequence[Job]) -> Result:
     return continuous(model_dir, jobs, num_blocks=320, max_batch_tokens=128)
 
 
-def engines() -> dict[str, Run]:
+def engines(settings: Settings) -> dict[str, Run]:
     return {
-        "inflight, in process": in_process,
-        "inflight, gRPC": through_grpc,
+        "inflight, in process": partial(in_process, settings),
+        "inflight, gRPC": partial(through_grpc, settings),
         **{f"transformers, batches of {n}": partial(transformers_static, n) for n in STATIC_SIZES},
         "transformers, continuous": transformers_continuous,
     }
@@ -125,14 +140,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="default: 3; medians count")
     parser.add_argument("--seed", type=int, default=0, help="of the requests; default: 0")
     parser.add_argument("--only", default="", help="engines whose name contains this")
+    parser.add_argument("--threads", type=int, help="of a step of ours; default: the server's")
+    parser.add_argument("--max-num-batched-tokens", type=int, default=512, help="of ours; default: 512")
     args = parser.parse_args()
+    runs = engines(Settings(args.threads, args.max_num_batched_tokens))
     jobs = mixed_lengths(args.requests, vocab_size=512, seed=args.seed)
     num_prompt, num_output = sum(len(j.prompt) for j in jobs), sum(j.num_output_tokens for j in jobs)
     print(f"{len(jobs)} requests, {num_prompt:,} prompt and {num_output:,} output tokens, seed {args.seed}")
-    rates: dict[str, list[float]] = {name: [] for name in engines() if args.only in name}
+    rates: dict[str, list[float]] = {name: [] for name in runs if args.only in name}
     for _ in range(args.rounds):
         for name, measured in rates.items():
-            measured.append(apart(engines()[name], args.model, jobs).tokens_per_second)
+            measured.append(apart(runs[name], args.model, jobs).tokens_per_second)
             print(f"  {name:32} {measured[-1]:8,.0f} tokens/s", flush=True)
     return report({name: statistics.median(measured) for name, measured in rates.items()})
 
