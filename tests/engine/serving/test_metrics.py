@@ -25,7 +25,7 @@ def samples(fake: FakeEngine) -> dict[str, float]:
     }
 
 
-async def read(fake: FakeEngine, prompt: str, **params: object) -> None:
+async def read(fake: FakeEngine, prompt: str | list[int], **params: object) -> None:
     request_id = f"{prompt}{params}"
     async for _ in fake.engine.generate(request_id, prompt, SamplingParams(**params)):  # type: ignore[arg-type]
         pass
@@ -77,24 +77,19 @@ async def test_counters_count_what_happened() -> None:
 
 async def test_gauges_are_of_this_moment() -> None:
     gate = Gate()
-    options = FakeEngineOptions(
-        num_blocks=8, max_num_seqs=1, max_num_queued=1, runner=FakeRunner(before_step=gate)
-    )
+    runner = FakeRunner(before_step=gate)
+    options = FakeEngineOptions(num_blocks=8, max_num_seqs=1, max_num_queued=1, runner=runner)
     async with running_engine(options) as fake:
-        first = asyncio.ensure_future(
-            read(fake, "a" * 8, max_new_tokens=24)
-        )  # many steps for the second to come
+        first = asyncio.ensure_future(read(fake, [97] * 8, max_new_tokens=3))
         await gate.arrival()
-        second = asyncio.ensure_future(read(fake, "b" * 8, max_new_tokens=3))
-        while fake.engine.load().num_waiting == 0:
-            await asyncio.to_thread(
-                gate.pass_one
-            )  # longer than tokenizing the second, which other threads do
-            await gate.arrival()
+        second = asyncio.ensure_future(read(fake, [98] * 8, max_new_tokens=3))
+        await asyncio.sleep(0)  # token ids need no tokenizer: it is submitted now
+        gate.pass_one()
+        await gate.arrival()  # at the second step, before which it was queued
         found = samples(fake)
         assert found["inflight_num_requests_running"] == 1
         assert found["inflight_num_requests_waiting"] == 1
-        assert found["inflight_kv_cache_usage_perc"] == fake.engine.load().kv_usage >= 3 / 8
+        assert found["inflight_kv_cache_usage_perc"] == 3 / 8
         with pytest.raises(OverloadedError):
             await read(fake, "c", max_new_tokens=1)
         assert samples(fake)["inflight_admission_rejections_total overloaded"] == 1
