@@ -24,7 +24,7 @@ from engine.demo import MODEL_DIR
 
 AIM_OVER_TRANSFORMERS = 2.0
 AIM_GRPC = 0.85
-STATIC_SIZES = (16, 32, 64, 128)
+STATIC_SIZES = (16, 32, 64)
 MAX_NUM_SEQS = 128
 
 Run = Callable[[Path, Sequence[Job]], Result]
