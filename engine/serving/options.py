@@ -7,10 +7,11 @@ from engine.errors import ConfigError
 
 
 def default_messages_per_second() -> float:
-    """Sending takes a twentieth of the cores then, at 0.1 ms of a core a message. At most half a core, as the
-    server shares one interpreter with the engine.
+    """250 for each core: they cost a twentieth of the cores, half of it on the side of local clients.
+
+    At most 5000, half a core, as the server shares one interpreter with the engine.
     """
-    return min(500.0 * len(os.sched_getaffinity(0)), 5000.0)
+    return min(250.0 * len(os.sched_getaffinity(0)), 5000.0)
 
 
 @dataclass(frozen=True, slots=True)
