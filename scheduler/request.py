@@ -20,7 +20,7 @@ class FinishReason(Enum):
 class Request:
     """What a client asked for, validated. The scheduler never looks into `sampling`.
 
-    max_new_tokens: tokens that each output may generate, at least 1, already clamped so that
+    max_new_tokens: tokens that each output may generate, at least 1; the caller has checked that
     len(prompt_token_ids) + max_new_tokens fits the model and the pool.
     priority: higher runs sooner (policy "priority" only). arrival_time: seconds, the caller's clock.
     """
