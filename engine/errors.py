@@ -9,6 +9,8 @@ InflightError
 ├── UnavailableError            the engine is draining or dead (UNAVAILABLE)
 ├── StepFailedError             an exception inside a step ended the request (INTERNAL)
 ├── ConfigError                 an option of the server is wrong, or does not fit the machine
+│   └── BackendUnavailableError no library, a wrong version, an unsupported GPU or driver: says what to do
+├── TensorRTError               TensorRT refused or failed: the message carries the library's own words
 └── ModelError                  the model directory cannot be served
     ├── UnsupportedModelError   unknown architecture or feature; lists what is supported
     └── CheckpointError         missing, unexpected or wrongly shaped tensors, all of them at once
@@ -54,6 +56,17 @@ class StepFailedError(InflightError):
 
 class ConfigError(InflightError):
     """An option of the server is wrong, or does not fit the machine."""
+
+
+class BackendUnavailableError(ConfigError):
+    """The backend asked for cannot run here: no library, a wrong version, an unsupported GPU or driver.
+
+    The message says what to do about it.
+    """
+
+
+class TensorRTError(InflightError):
+    """TensorRT refused or failed. The message carries the library's own words."""
 
 
 class ModelError(InflightError):
