@@ -7,6 +7,7 @@ from engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "tensorrt", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class EngineOptions:
     num_threads: cores that compute a step on a CPU. None takes all but one, which is left to gRPC, tokenizing
     and whoever else runs on the machine: threads of one step that wait for a core cost more than they bring.
     step_timeout: seconds without a finished step, with work to do, after which the engine counts as hung.
+    backend: "auto" is tensorrt on a GPU where it can run, else torch. plan_dir: where plans, compiled kernels
+    and measurements are kept from one start to the next; None keeps none.
     """
 
     model_dir: Path
@@ -51,6 +54,8 @@ class EngineOptions:
     policy: str = "fcfs"
     num_threads: int | None = None
     step_timeout: float = 120.0
+    backend: str = "auto"
+    plan_dir: Path | None = None
     cache: CacheOptions = field(default_factory=CacheOptions)
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class EngineOptions:
             raise ConfigError(f"device {self.device!r}: must be one of {', '.join(DEVICES)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend {self.backend!r}: must be one of {', '.join(BACKENDS)}")
         if self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs {self.max_num_seqs}: must be at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -14,13 +14,14 @@ from kvcache.config import KVCacheConfig, LayerGroup
 class MemoryBudget:
     """Bytes, and what they hold.
 
-    free_bytes: found free on the device once the weights were loaded. activation_bytes: set aside for the
-    largest step. num_tokens: tokens that the pool holds in all, windows not counted.
+    free_bytes: found free on the device once the weights were loaded. set_aside: (name, bytes) of what steps
+    need beside the pool: activations of the largest step, and on a GPU kernels and graphs. num_tokens: tokens
+    that the pool holds in all, windows not counted.
     """
 
     weight_bytes: int
     free_bytes: int
-    activation_bytes: int
+    set_aside: tuple[tuple[str, int], ...]
     kv_bytes: int
     num_blocks: int
     num_tokens: int
@@ -31,20 +32,27 @@ class MemoryBudget:
         return [
             ("weights", format_bytes(self.weight_bytes)),
             ("free after loading", format_bytes(self.free_bytes)),
-            ("activations", format_bytes(self.activation_bytes)),
+            *((name, format_bytes(num_bytes)) for name, num_bytes in self.set_aside),
             ("KV cache", f"{format_bytes(self.kv_bytes)} ({tokens})"),
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolDemand:
-    """What the pool is for. block_bytes: of one block, keys and values of all layers of a group."""
+    """What the pool is for. block_bytes: of one block, keys and values of all layers of a group.
+
+    set_aside: see MemoryBudget.
+    """
 
     groups: tuple[LayerGroup, ...]
     max_model_len: int
     block_bytes: int
     weight_bytes: int
-    activation_bytes: int
+    set_aside: tuple[tuple[str, int], ...]
+
+    @property
+    def set_aside_bytes(self) -> int:
+        return sum(num_bytes for _, num_bytes in self.set_aside)
 
 
 def size_pool(
@@ -62,9 +70,9 @@ def size_pool(
         budget, size = options.max_num_batched_tokens, cache.block_size
         return sum(max_held_blocks(num_tokens, group.window, budget, size) for group in demand.groups)
 
-    usable = max(0, int(free_bytes * cache.fraction) - demand.activation_bytes)
-    if cache.num_bytes is not None and cache.num_bytes > free_bytes - demand.activation_bytes:
-        limit = f"{format_bytes(free_bytes)} are free, steps need {format_bytes(demand.activation_bytes)}"
+    usable = max(0, int(free_bytes * cache.fraction) - demand.set_aside_bytes)
+    if cache.num_bytes is not None and cache.num_bytes > free_bytes - demand.set_aside_bytes:
+        limit = f"{format_bytes(free_bytes)} are free, steps need {format_bytes(demand.set_aside_bytes)}"
         raise ConfigError(f"KV cache of {format_bytes(cache.num_bytes)}: {limit}")
     num_blocks = (usable if cache.num_bytes is None else cache.num_bytes) // demand.block_bytes
     if is_cpu and cache.num_bytes is None:
@@ -80,7 +88,7 @@ def _budget(demand: PoolDemand, free_bytes: int, num_blocks: int, block_size: in
     return MemoryBudget(
         weight_bytes=demand.weight_bytes,
         free_bytes=free_bytes,
-        activation_bytes=demand.activation_bytes,
+        set_aside=demand.set_aside,
         kv_bytes=num_blocks * demand.block_bytes,
         num_blocks=num_blocks,
         num_tokens=num_blocks // len(demand.groups) * block_size,

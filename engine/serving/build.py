@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
+from engine.backends import build_backend
 from engine.config import EngineOptions
 from engine.demo import MODEL_DIR
+from engine.loading import BuiltBackend, PhaseProgress, StartReport
 from engine.memory import MemoryBudget
-from engine.model.checkpoint import Progress
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.types import ModelInfo
 from engine.text.tokenizer import Tokenizer
-from engine.torch_backend.build import TorchEngine, build
 from kvcache.manager import KVCacheManager
 from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
@@ -17,20 +17,22 @@ from scheduler.scheduler import Scheduler
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """engine: not started yet. device: as torch spells it."""
+    """engine: not started yet. backend: "torch" or "tensorrt". device: as torch spells it."""
 
     engine: AsyncEngine
     memory: MemoryBudget
+    backend: str
     device: str
+    start: StartReport
 
 
-def build_engine(options: EngineOptions, progress: Progress | None = None) -> BuiltEngine:
-    """Load a model and everything around it. progress: called with (bytes of weights read, bytes in all).
+def build_engine(options: EngineOptions, progress: PhaseProgress | None = None) -> BuiltEngine:
+    """Load a model and everything around it.
 
     Raises ModelError (unsupported, broken, or without a tokenizer) or ConfigError (does not fit the machine).
     """
     tokenizer = Tokenizer.from_directory(options.model_dir)
-    built = build(options, progress)
+    built = build_backend(options, progress)
     config = SchedulerConfig(
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
@@ -41,10 +43,10 @@ def build_engine(options: EngineOptions, progress: Progress | None = None) -> Bu
     info = _model_info(options, built, tokenizer)
     scheduler = Scheduler(config, kv)
     engine = AsyncEngine(scheduler, kv, built.runner, tokenizer, info, step_timeout=options.step_timeout)
-    return BuiltEngine(engine, built.memory, str(built.device))
+    return BuiltEngine(engine, built.memory, built.name, str(built.device), built.start)
 
 
-def _model_info(options: EngineOptions, built: TorchEngine, tokenizer: Tokenizer) -> ModelInfo:
+def _model_info(options: EngineOptions, built: BuiltBackend, tokenizer: Tokenizer) -> ModelInfo:
     model = built.model
     return ModelInfo(
         name="demo" if options.model_dir == MODEL_DIR else options.model_dir.resolve().name,

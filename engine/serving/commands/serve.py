@@ -6,7 +6,7 @@ A second signal ends it at once.
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from engine.model.huggingface import load_config
 from engine.serving.commands.serve_options import add_arguments, engine_options, server_options
 
 if TYPE_CHECKING:
+    from engine.loading import PhaseProgress
     from engine.serving.build import BuiltEngine
     from engine.serving.metrics import MetricsServer
     from engine.serving.options import ServerOptions
@@ -41,21 +42,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr for (bytes read, bytes in all), where stderr is a terminal."""
+def _progress() -> Iterator["PhaseProgress"]:
+    """A progress bar on stderr for the phases of the start, where stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    columns = (
-        TextColumn("loading weights"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
-        yield lambda read, total: bar.update(task, completed=read, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total)
+
+        yield report
 
 
 async def _serve(args: argparse.Namespace, options: "ServerOptions", built: "BuiltEngine") -> int:

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from engine.config import CacheOptions, EngineOptions
+from engine.loading import BuiltBackend
 from engine.sampling.params import SamplingParams
-from engine.torch_backend.build import TorchEngine, build
+from engine.torch_backend.build import build
 from kvcache.manager import KVCacheManager
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request, SequenceSummary
@@ -129,7 +130,7 @@ class Served:
 class Server:
     """An engine, driven by hand through the real scheduler and KV cache manager."""
 
-    def __init__(self, engine: TorchEngine, max_num_seqs: int = 4, max_num_batched_tokens: int = 40) -> None:
+    def __init__(self, engine: BuiltBackend, max_num_seqs: int = 4, max_num_batched_tokens: int = 40) -> None:
         limits = SchedulerConfig(max_num_seqs, max_num_batched_tokens, engine.model.max_model_len)
         self.engine = engine
         self.kv = KVCacheManager(engine.cache)
