@@ -7,7 +7,7 @@ from engine.errors import BackendUnavailableError, TensorRTError
 from engine.tensorrt_backend.kernel_cache import KernelCache
 from engine.tensorrt_backend.library import Library
 from engine.tensorrt_backend.plans import PlanSpec
-from engine.tensorrt_backend.segments import TOKENS, SegmentSpec
+from engine.tensorrt_backend.segments import SegmentSpec
 
 Binding = tuple[str, int]
 """A tensor's name and its address on the device."""
@@ -74,25 +74,11 @@ class PlanEngine:
         """
         profile = self.spec.buckets.index(bucket)
         what = f"{self.spec.segment.name}: a context for {bucket} tokens"
-        check, context = self._library.check, self._engine.create_execution_context(self._config())
-        check(context, what)
-        check(context.set_optimization_profile_async(profile, stream), what)
+        context = create_context(self._library, self._engine, self._kernels, profile, stream)
         for tensor in self.spec.segment.activations:
-            shape = tuple(bucket if size == TOKENS else size for size in tensor.shape)
-            check(context.set_input_shape(tensor.name, shape), what)
+            self._library.check(context.set_input_shape(tensor.name, tensor.shape_of(bucket)), what)
         size = int(self._engine.get_device_memory_size_for_profile_v2(profile))
         return SegmentContext(self._library, context, self.spec.segment, bucket, size)
-
-    def _config(self) -> Any:
-        trt, config = self._library.module, self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._library.is_rtx:
-            # Graphs are captured around the plans, and a kernel that is compiled later would break them.
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
-            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.dynamic_shapes_kernel_specialization_strategy = eager
-        self._kernels.attach(config)
-        return config
 
 
 class PlanRuntime:
@@ -120,11 +106,43 @@ def create_runtime(library: Library) -> Any:
         ) from error
 
 
+def create_context(library: Library, engine: Any, kernels: KernelCache, profile: int, stream: int) -> Any:
+    """An IExecutionContext of an optimization profile, whose activation memory the caller gives. The profile
+    is never to be changed: what was captured would break.
+
+    Raises TensorRTError.
+    """
+    trt, config = library.module, engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if library.is_rtx:
+        # Graphs are captured around the plans, and a kernel that is compiled later would break them.
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+    kernels.attach(config)
+    context = library.check(engine.create_execution_context(config), "creating an execution context")
+    switched = context.set_optimization_profile_async(profile, stream)
+    library.check(switched, f"choosing optimization profile {profile}")
+    return context
+
+
 def deserialize(library: Library, runtime: Any, plan: bytes, name: str) -> Any:
     """The plan's ICudaEngine. Raises TensorRTError; a plan of another version or GPU is refused first."""
+    library.errors.clear()
     if library.has_engine_validity:
-        trt = library.module
-        validity, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
-        if validity == trt.EngineValidity.INVALID:
-            raise library.failure(f"{name}: this library or GPU cannot run the plan ({diagnostics:#x})")
+        _check_validity(library, runtime, plan, name)
     return library.check(runtime.deserialize_cuda_engine(plan), f"{name}: loading the plan")
+
+
+def _check_validity(library: Library, runtime: Any, plan: bytes, name: str) -> None:
+    trt = library.module
+    validity, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    problems = {
+        problem.lower().replace("_", " ")
+        for problem, flag in trt.EngineInvalidityDiagnostics.__members__.items()
+        if diagnostics & int(flag)
+    }
+    # A GPU that is not supported officially may run plans all the same: loading tells.
+    if validity == trt.EngineValidity.INVALID and problems != {"unsupported cc"}:
+        shown = ", ".join(sorted(problems)) or "no reason given"
+        raise library.failure(f"{name}: {library.name} {library.version} cannot run the plan: {shown}")

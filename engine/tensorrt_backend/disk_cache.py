@@ -61,12 +61,14 @@ class CacheFile:
         try:
             manifest = json.loads(_read_own(self._manifest))
             content = _read_own(self._path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Miss(None)
-        except (OSError, ValueError) as error:
-            return Miss(f"damaged: {error}")
+        except OSError as error:
+            return Miss(f"it cannot be read: {error}")
+        except ValueError as error:
+            return Miss(f"damaged manifest: {error}")
         if not isinstance(manifest, dict) or not isinstance(manifest.get("key"), dict):
-            return Miss("damaged: not a manifest")
+            return Miss("damaged manifest")
         if difference := _difference(manifest["key"], self._key):
             return Miss(difference)
         if manifest.get("num_bytes") != len(content):

@@ -124,6 +124,11 @@ def load_library(prefer: str = "auto") -> Library:
     raise BackendUnavailableError("no usable TensorRT\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
+def library_of(engine: Any) -> Library:
+    """The library that made this object. Raises BackendUnavailableError where it cannot be used."""
+    return load_library("tensorrt_rtx" if "rtx" in type(engine).__module__ else "tensorrt")
+
+
 @cache
 def _load(name: str) -> Library:
     # Cached for the process, because the library registers the first logger it is given for all that follows.

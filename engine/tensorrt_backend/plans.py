@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.tensorrt_backend.library import Library
-from engine.tensorrt_backend.segments import TOKENS, SegmentSpec, define
+from engine.tensorrt_backend.segments import SegmentSpec, define
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ def build_plan(library: Library, spec: PlanSpec) -> bytes:
     TensorRTError.
     """
     trt = library.module
-    builder = trt.Builder(library.logger)
+    builder = _builder(library)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     library.check(network, "creating a network")
     define(library, network, spec.segment)
@@ -32,6 +32,15 @@ def build_plan(library: Library, spec: PlanSpec) -> bytes:
         config.add_optimization_profile(_profile(builder, spec.segment, bucket))
     what = f"building the plan {spec.segment.name} for {', '.join(map(str, spec.buckets))} tokens"
     return bytes(library.check(builder.build_serialized_network(network, config), what))
+
+
+def _builder(library: Library) -> Any:
+    try:
+        builder = library.module.Builder(library.logger)
+    except (TypeError, RuntimeError) as error:
+        raise library.failure(f"starting the builder of {library.name} ({error})") from error
+    library.errors.clear()  # without a GPU it complains, and builds all the same
+    return builder
 
 
 def _config(library: Library, builder: Any) -> Any:
@@ -49,6 +58,6 @@ def _config(library: Library, builder: Any) -> Any:
 def _profile(builder: Any, segment: SegmentSpec, bucket: int) -> Any:
     profile = builder.create_optimization_profile()
     for tensor in segment.activations:
-        shape = tuple(bucket if size == TOKENS else size for size in tensor.shape)
+        shape = tensor.shape_of(bucket)
         profile.set_shape(tensor.name, shape, shape, shape)
     return profile

@@ -60,6 +60,9 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    def shape_of(self, bucket: int) -> tuple[int, ...]:
+        return tuple(bucket if size == TOKENS else size for size in self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentSpec:
