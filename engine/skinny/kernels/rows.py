@@ -1,0 +1,47 @@
+"""What the small-batch form computes beside matrix products."""
+
+import triton
+import triton.language as tl
+
+from engine.skinny.kernels.finish import end_row
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def embed(
+    token_ids, table, norm_weight, residual_out, scaled_out, sums_out, num_tokens, width,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (tiles of BLOCK_M columns,). The rows of the table [vocab, width] of num_tokens ids, as a
+    residual stream that ends there (finish.end_row)."""
+    tile = tl.program_id(0)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    n = tl.arange(0, BLOCK_N)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    ids = tl.load(token_ids + n, mask=n < num_tokens, other=0)
+    y = tl.load(table + ids[None, :].to(tl.int64) * width + m[:, None], mask=(m < width)[:, None], other=0.0)
+    y = y.to(tl.float32)
+    end_row(y, residual_out, norm_weight, scaled_out, sums_out, tile, num_tokens, width, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def head_norm(
+    qkv, q_norm, k_norm, num_heads, num_columns, eps,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (tokens, query and key heads). RMSNorm of each head of qkv [tokens, num_columns], in place."""
+    head = tl.program_id(1)
+    i = tl.arange(0, BLOCK)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    norm = q_norm
+    if head >= num_heads:
+        norm = k_norm
+    weight = tl.load(norm + i, mask=i < HEAD_DIM, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    at = qkv + tl.program_id(0) * num_columns + head * HEAD_DIM + i
+    x = tl.load(at, mask=i < HEAD_DIM, other=0.0).to(tl.float32)
+    x *= tl.rsqrt(tl.sum(x * x, axis=0) / HEAD_DIM + eps)
+    tl.store(at, (x * weight.to(tl.float32)).to(qkv.dtype.element_ty), mask=i < HEAD_DIM)
