@@ -31,3 +31,12 @@ class Segments(Protocol):
     def last(self, attended: torch.Tensor, residual: torch.Tensor, logits_out: torch.Tensor) -> None:
         """After the last layer's attention, on rows that sample: [n, q_size], [n, hidden] -> [n, vocab]."""
         ...
+
+
+class ComposedSegments:
+    """The last segment in another form than the layers."""
+
+    def __init__(self, layers: Segments, last: Segments) -> None:
+        self.first = layers.first
+        self.middle = layers.middle
+        self.last = last.last

@@ -13,8 +13,9 @@ class PlanSegments:
     """See `engine.tensorrt_backend.forms.Segments`.
 
     Contexts of N tokens (last: of n rows) of any form, with their memory set. middle: None for a model of
-    one layer. scratch: a tensor of at least [N, hidden] for each of the marked outputs
-    (`SegmentSpec.scratch`), shared by all segments; none are needed where no form is marked.
+    one layer. last: None for a bucket that never samples in all of its rows. scratch: a tensor of at least
+    [N, hidden] for each of the marked outputs (`SegmentSpec.scratch`), shared by all segments; none are
+    needed where no form is marked.
     """
 
     def __init__(
@@ -22,14 +23,16 @@ class PlanSegments:
         weights: ModelWeights[torch.Tensor],
         first: SegmentContext,
         middle: SegmentContext | None,
-        last: SegmentContext,
+        last: SegmentContext | None,
         scratch: Sequence[torch.Tensor] = (),
     ) -> None:
         self._first, self._middle, self._last = first, middle, last
         self._kept: list[torch.Tensor] = list(scratch)  # an address keeps nothing alive
         num_layers = len(weights.layers)
         self._first_bindings = self._bind(first, weights, 0, scratch)
-        self._last_bindings = self._bind(last, weights, num_layers, scratch)
+        self._last_bindings: tuple[Binding, ...] = ()
+        if last is not None:
+            self._last_bindings = self._bind(last, weights, num_layers, scratch)
         self._middle_bindings: list[tuple[Binding, ...]] = [()]  # the first layer has none
         if middle is not None:
             self._middle_bindings += [self._bind(middle, weights, i, scratch) for i in range(1, num_layers)]
@@ -60,6 +63,7 @@ class PlanSegments:
         self._middle.enqueue(self._middle_bindings[layer] + bindings, _stream())
 
     def last(self, attended: torch.Tensor, residual: torch.Tensor, logits_out: torch.Tensor) -> None:
+        assert self._last is not None, "this bucket has no last segment"
         bindings = (
             ("attended", attended.data_ptr()),
             ("residual", residual.data_ptr()),

@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
+from engine.backends import build_backend
 from engine.config import CacheOptions, EngineOptions
 from engine.loading import BuiltBackend
 from engine.sampling.params import SamplingParams
-from engine.torch_backend.build import build
 from kvcache.manager import KVCacheManager
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request, SequenceSummary
@@ -109,7 +109,7 @@ def prompts() -> list[list[int]]:
 
 def options(path: Path, num_bytes: int | None, block_size: int, changes: dict[str, Any]) -> EngineOptions:
     """Small limits: chunks of at most 40 tokens, four sequences at once."""
-    given = {"device": "cpu", "max_num_seqs": 4, "max_num_batched_tokens": 40, **changes}
+    given = {"device": "cpu", "backend": "torch", "max_num_seqs": 4, "max_num_batched_tokens": 40, **changes}
     return EngineOptions(path, cache=CacheOptions(block_size, num_bytes), **given)
 
 
@@ -170,10 +170,10 @@ def server(tiny_model: Callable[[str], TinyModel]) -> Callable[..., Server]:
 
     def make(name: str, num_blocks: int | None = None, block_size: int = 16, **changes: Any) -> Server:
         path = tiny_model(name).path
-        engine = build(options(path, None, block_size, changes))
+        engine = build_backend(options(path, None, block_size, changes))
         if num_blocks is not None:
             block_bytes = engine.memory.kv_bytes // engine.memory.num_blocks
-            engine = build(options(path, num_blocks * block_bytes, block_size, changes))
+            engine = build_backend(options(path, num_blocks * block_bytes, block_size, changes))
         return Server(engine)
 
     return make

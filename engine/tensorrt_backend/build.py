@@ -1,0 +1,259 @@
+"""From options to a runner: load, build plans, compile and choose kernels, size the pool, capture graphs."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.attention.kernels import TILE_TOKENS, PagedAttention
+from engine.attention.plan import AttentionShape
+from engine.attention.rope import inverse_frequencies
+from engine.config import EngineOptions
+from engine.errors import ConfigError
+from engine.loading import BuiltBackend, LoadedModel, PhaseProgress, StartReport, free_bytes, load_model
+from engine.memory import MemoryBudget, PoolDemand, size_pool
+from engine.model.config import ModelConfig
+from engine.sampling.kernels import DeviceSampler
+from engine.tensorrt_backend.buckets import decode_buckets, token_buckets
+from engine.tensorrt_backend.candidates import Buckets, Candidates, plan_specs
+from engine.tensorrt_backend.contexts import PlanEngine, PlanRuntime
+from engine.tensorrt_backend.decoder_pass import DecoderPass
+from engine.tensorrt_backend.device_state import DeviceState
+from engine.tensorrt_backend.disk_cache import CacheFile, Key
+from engine.tensorrt_backend.gpu import Gpu, current_gpu
+from engine.tensorrt_backend.kernel_cache import KernelCache
+from engine.tensorrt_backend.library import Library, load_library
+from engine.tensorrt_backend.plan_cache import PlanCache, model_digest
+from engine.tensorrt_backend.plans import PlanSpec
+from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
+from engine.tensorrt_backend.selection import Selection, Selector, choices
+from engine.tensorrt_backend.start import Phases
+from engine.tensorrt_backend.step_buffers import StepBuffers, allocate
+from engine.tensorrt_backend.uploads import Uploads, padded
+from kvcache.block_table import num_blocks_for
+from kvcache.config import KVCacheConfig, group_layers
+from kvcache.storage import KVCacheStorage, bytes_per_block
+
+_NUM_BUILDERS = 4  # plans built at once
+_MIN_UPLOAD = 1 << 14  # words
+
+
+def build(options: EngineOptions, progress: PhaseProgress | None = None) -> BuiltBackend:
+    """Load options.model_dir and get everything ready that a step needs.
+
+    Raises ModelError (unsupported, or a broken checkpoint), BackendUnavailableError (no usable library, GPU
+    or driver) or ConfigError (does not fit the GPU, with the budget).
+    """
+    try:
+        return _Build(options, progress).run()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{options.model_dir} does not fit the GPU: {error}") from error
+
+
+def build_plans(
+    options: EngineOptions, library: Library, config: ModelConfig, dtype: torch.dtype, gpu: str | None
+) -> Iterator[tuple[PlanSpec, bool]]:
+    """Make the plans of a model and keep them in options.plan_dir. Yields each as it is done, and whether it
+    had to be built. gpu: its name; None where there is none, which tensorrt_rtx does not need.
+    """
+    cache = PlanCache(library, options.plan_dir, gpu)
+    for spec in plan_specs(config, dtype, buckets_of(options)):
+        yield spec, cache.get(spec).was_built
+
+
+def buckets_of(options: EngineOptions) -> Buckets:
+    return Buckets(
+        tokens=token_buckets(options.max_num_seqs, options.max_num_batched_tokens),
+        decode=decode_buckets(options.max_num_seqs),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What the phase of kernels leaves: forms, and the memory that all steps share."""
+
+    selection: Selection
+    routed: RoutedSegments
+    buffers: StepBuffers
+    rejected: tuple[str, ...]
+    activation_bytes: int
+
+
+class _Build:
+    """One start."""
+
+    def __init__(self, options: EngineOptions, progress: PhaseProgress | None) -> None:
+        self._options = options
+        self._progress = progress
+        self._phases = Phases(progress)
+        self._buckets = buckets_of(options)
+        self._library = load_library("auto")
+        self._gpu: Gpu
+        self._model: LoadedModel
+        self._stream: torch.cuda.Stream
+
+    @torch.inference_mode()
+    def run(self) -> BuiltBackend:
+        phases = self._phases
+        with phases.phase("weights"):
+            self._model = load_model(self._options, self._progress)
+        self._gpu = current_gpu(self._model.device)
+        self._library.check_gpu(self._gpu.name, self._gpu.capability)
+        self._stream = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
+        free = free_bytes(self._model.device)
+        kernels = self._kernel_cache()
+        with phases.phase("plans"):
+            engines = self._load_plans(PlanRuntime(self._library, kernels))
+        with phases.phase("kernels"):
+            chosen = self._choose(engines)
+            kernels.save()
+        with phases.phase("graphs"):
+            runner, cache, memory = self._finish(chosen, free)
+        model = self._model
+        report = StartReport(phases.seconds, chosen.rejected, tuple(_details(chosen.selection)))
+        return BuiltBackend(
+            "tensorrt", runner, model.config, cache, memory, model.device, model.dtype, report
+        )
+
+    # Plans and kernels
+
+    def _path(self, name: str) -> Path | None:
+        return None if self._options.plan_dir is None else self._options.plan_dir / name
+
+    def _kernel_cache(self) -> KernelCache:
+        path = self._path(f"kernels-{self._library.name}-{self._gpu.slug}.bin")
+        return KernelCache(self._library, path, self._gpu.name, self._gpu.driver)
+
+    def _load_plans(self, runtime: PlanRuntime) -> list[PlanEngine]:
+        cache = PlanCache(self._library, self._options.plan_dir, self._gpu.name)
+        specs = list(plan_specs(self._model.config, self._model.dtype, self._buckets))
+        engines = []
+        with ThreadPoolExecutor(_NUM_BUILDERS, thread_name_prefix="plans") as pool:
+            for done, (spec, plan) in enumerate(zip(specs, pool.map(cache.get, specs), strict=True), 1):
+                engines.append(runtime.load(plan.content, spec))
+                self._phases.report(done, len(specs))
+        return engines
+
+    def _choose(self, engines: list[PlanEngine]) -> _Chosen:
+        model, buckets = self._model, self._buckets
+        buffers = allocate(model, buckets.tokens[-1], buckets.decode[-1])
+        candidates = Candidates(model, buckets, engines)
+        selector = Selector(model, buckets, candidates, buffers, self._stream)
+        selection = selector.select(self._selection_file(), self._phases.report)
+        routed = selector.routed(selection)
+        candidates.keep((choice.form, bucket) for _, bucket, choice in choices(selection))
+        activation_bytes = candidates.activation_bytes + buffers.num_bytes
+        return _Chosen(selection, routed, buffers, tuple(selector.rejected), activation_bytes)
+
+    def _selection_file(self) -> CacheFile | None:
+        model = self._model
+        digest = model_digest(model.config, model.dtype)
+        path = self._path(f"forms-{self._library.name}-{digest}-{self._gpu.slug}.forms")
+        if path is None:
+            return None
+        key: Key = {
+            "library": self._library.name,
+            "version": self._library.version,
+            "gpu": self._gpu.name,
+            "driver": self._gpu.driver,
+            "tokens": list(self._buckets.tokens),
+            "decode": list(self._buckets.decode),
+            "layers": model.config.num_layers,
+        }
+        return CacheFile(path, key)
+
+    # Pool and graphs
+
+    def _finish(self, chosen: _Chosen, free: int) -> tuple[TensorRTRunner, KVCacheConfig, MemoryBudget]:
+        """free: bytes that were free with only the weights loaded."""
+        model, options = self._model, self._options
+        block = KVCacheConfig(1, options.cache.block_size, group_layers(model.config.windows))
+        taken = free - free_bytes(model.device)
+        graphs = self._graph_bytes(chosen, block)
+        demand = PoolDemand(
+            groups=block.groups,
+            max_model_len=model.config.max_model_len,
+            block_bytes=bytes_per_block(block, model.config.num_kv_heads, model.config.head_dim, model.dtype),
+            weight_bytes=model.weight_bytes,
+            set_aside=(
+                ("activations", chosen.activation_bytes),
+                ("plans and kernels", max(0, taken - chosen.activation_bytes)),
+                ("graphs", graphs),
+            ),
+        )
+        cache, memory = size_pool(options, demand, free, is_cpu=False)
+        runner = self._runner(chosen, cache)
+        buckets = chosen.routed.decode.used
+        for done, bucket in enumerate(buckets, 1):
+            runner.capture(bucket)
+            self._phases.report(done, len(buckets))
+        runner.warm_up()
+        return runner, cache, memory
+
+    def _graph_bytes(self, chosen: _Chosen, block: KVCacheConfig) -> int:
+        """What graphs will take: those of the two largest buckets, captured over a pool of one block."""
+        device = self._model.device
+        runner, sizes = self._runner(chosen, block), []
+        used = chosen.routed.decode.used
+        for bucket in used[-2:][::-1]:
+            before = free_bytes(device)
+            runner.capture(bucket)
+            runner.warm_up()
+            sizes.append(before - free_bytes(device))
+        # The first one also loads kernels and takes the allocators' pages; the others are like the second.
+        return max(0, sizes[0] + max(0, sizes[-1]) * (len(used) - 1))
+
+    def _runner(self, chosen: _Chosen, cache: KVCacheConfig) -> TensorRTRunner:
+        model, device = self._model, self._model.device
+        config, num_rows = model.config, self._options.max_num_seqs
+        uploads = Uploads(_upload_words(self._buckets), device)
+        num_blocks = num_blocks_for(config.max_model_len, cache.block_size)
+        state = DeviceState(len(cache.groups), num_rows, num_blocks, uploads, device)
+        storage = KVCacheStorage(cache, config.num_kv_heads, config.head_dim, model.dtype, device)
+        decoder = DecoderPass(chosen.buffers, storage, cache.groups, self._attention(cache, state))
+        return TensorRTRunner(
+            state,
+            DeviceSampler(num_rows, config.vocab_size, config.eos_token_ids, num_rows, device),
+            storage,
+            uploads,
+            chosen.buffers,
+            decoder,
+            chosen.routed,
+            self._stream,
+        )
+
+    def _attention(self, cache: KVCacheConfig, state: DeviceState) -> list[PagedAttention]:
+        model, max_num_tokens = self._model, self._buckets.tokens[-1]
+        config = model.config
+        shape = AttentionShape(
+            config.num_heads, config.num_kv_heads, config.head_dim, cache.num_blocks, cache.block_size
+        )
+        frequencies = inverse_frequencies(config.rope, config.head_dim).to(model.device)
+        return [
+            PagedAttention(
+                shape,
+                group.window,
+                frequencies,
+                table,
+                max_num_tokens=max_num_tokens,
+                max_num_lone=max_num_tokens,
+                max_model_len=config.max_model_len,
+                dtype=model.dtype,
+            )
+            for group, table in zip(cache.groups, state.block_tables, strict=True)
+        ]
+
+
+def _upload_words(buckets: Buckets) -> int:
+    """Of the largest upload: rows, positions and ids of all tokens, tiles, two lists of rows that sample."""
+    num_tokens, num_rows = buckets.tokens[-1], buckets.decode[-1]
+    num_tiles = num_tokens // TILE_TOKENS + num_rows
+    return max(_MIN_UPLOAD, 3 * padded(num_tokens) + padded(2 * num_tiles) + 2 * padded(num_rows))
+
+
+def _details(selection: Selection) -> Iterator[tuple[str, str]]:
+    """Which forms serve which buckets, shortest first."""
+    for bucket, choice in selection.layers.items():
+        yield f"{bucket} tokens", f"{choice.form}, {choice.microseconds / 1000:.2f} ms"

@@ -1,0 +1,77 @@
+"""Turns a step that has chunks into one flat list of tokens. Host side, numpy only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.step import Chunk, StepInput
+
+Words = NDArray[np.int32]
+
+# A chunk up to this long attends token by token: its tokens share a row's K/V in the cache of the GPU, and
+# most of a tile would be padding.
+MAX_LONE_CHUNK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """N tokens and n rows that sample, all int32.
+
+    rows, positions, token_ids: [N]; the first num_lone attend alone, decode rows before short chunks.
+    Decode rows have `from_state` for a position and 0 for a token. tiles: [num_tiles, 2], see PagedAttention.
+    sample_rows, sample_index: [n], in the order of StepOutput.
+    """
+
+    rows: Words
+    positions: Words
+    token_ids: Words
+    num_lone: int
+    tiles: Words
+    sample_rows: Words
+    sample_index: Words
+
+
+def pack(step: StepInput, *, from_state: int, tile_tokens: int) -> PackedStep:
+    """tile_tokens: most tokens of a tile."""
+    num_decodes = len(step.decode_rows)
+    short = [chunk for chunk in step.chunks if len(chunk.token_ids) <= MAX_LONE_CHUNK]
+    long = [chunk for chunk in step.chunks if len(chunk.token_ids) > MAX_LONE_CHUNK]
+    rows = [np.array(step.decode_rows, dtype=np.int32)]
+    positions = [np.full(num_decodes, from_state, dtype=np.int32)]
+    token_ids = [np.zeros(num_decodes, dtype=np.int32)]
+    for chunk in (*short, *long):
+        num_tokens = len(chunk.token_ids)
+        rows.append(np.full(num_tokens, chunk.row, dtype=np.int32))
+        positions.append(np.arange(chunk.start, chunk.start + num_tokens, dtype=np.int32))
+        token_ids.append(np.array(chunk.token_ids, dtype=np.int32))
+    num_lone = num_decodes + sum(len(chunk.token_ids) for chunk in short)
+    ends = _ends((*short, *long), num_decodes)
+    sampling = [chunk.row for chunk in step.chunks if chunk.samples]
+    return PackedStep(
+        rows=np.concatenate(rows),
+        positions=np.concatenate(positions),
+        token_ids=np.concatenate(token_ids),
+        num_lone=num_lone,
+        tiles=np.array(list(_tiles(long, num_lone, tile_tokens)), dtype=np.int32).reshape(-1, 2),
+        sample_rows=np.array((*step.decode_rows, *sampling), dtype=np.int32),
+        sample_index=np.array((*range(num_decodes), *(ends[row] - 1 for row in sampling)), dtype=np.int32),
+    )
+
+
+def _ends(chunks: tuple[Chunk, ...], start: int) -> dict[int, int]:
+    """Where the chunk of each row ends when they are packed from `start` on."""
+    ends = {}
+    for chunk in chunks:
+        start += len(chunk.token_ids)
+        ends[chunk.row] = start
+    return ends
+
+
+def _tiles(chunks: list[Chunk], start: int, tile_tokens: int) -> Iterator[tuple[int, int]]:
+    for chunk in chunks:
+        end = start + len(chunk.token_ids)
+        for first in range(start, end, tile_tokens):
+            yield first, min(tile_tokens, end - first)
+        start = end

@@ -1,0 +1,184 @@
+"""Chooses the form of every bucket that is right and fastest here, and which bucket serves how many tokens.
+
+Measured once on a GPU, then kept on disk beside the plans.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from engine.loading import LoadedModel
+from engine.tensorrt_backend.buckets import Router
+from engine.tensorrt_backend.candidates import TORCH, Buckets, Candidates, Report
+from engine.tensorrt_backend.disk_cache import CacheFile, Miss
+from engine.tensorrt_backend.forms import ComposedSegments, Segments
+from engine.tensorrt_backend.graphs import measure
+from engine.tensorrt_backend.runner import RoutedSegments
+from engine.tensorrt_backend.self_check import SelfCheck
+from engine.tensorrt_backend.step_buffers import StepBuffers
+
+_LOG = logging.getLogger(__name__)
+
+_MAX_LAYERS = 8  # measured in turn: together their weights are many times the GPU's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A form for a part of a bucket's segments, and the microseconds it takes: of all layers, or of the last
+    segment. measured: what every form that was tried takes."""
+
+    form: str
+    microseconds: float
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """layers: by bucket; last: by decode bucket."""
+
+    layers: Mapping[int, Choice]
+    last: Mapping[int, Choice]
+
+    def routers(self) -> tuple[Router, Router]:
+        """(of steps that only decode, of any step)."""
+        layers = {bucket: choice.microseconds for bucket, choice in self.layers.items()}
+        decode = {bucket: layers[bucket] + choice.microseconds for bucket, choice in self.last.items()}
+        return Router(decode), Router(layers)
+
+
+class Selector:
+    """rejected: forms that differ from the reference, one line each."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        buckets: Buckets,
+        candidates: Candidates,
+        buffers: StepBuffers,
+        stream: torch.cuda.Stream,
+    ) -> None:
+        self.rejected: list[str] = []
+        self._model, self._buckets, self._candidates = model, buckets, candidates
+        self._buffers, self._stream = buffers, stream
+        self._check = SelfCheck(model)
+
+    def select(self, file: CacheFile | None, report: Report) -> Selection:
+        """From what was measured before, if all of it still passes the check; else measured now."""
+        if file is not None and (known := _read(file)) is not None:
+            self._prepare_chosen(known, report)
+            if all(self._usable(choice.form, bucket, part) for part, bucket, choice in choices(known)):
+                return known
+            _LOG.warning("what was measured before is not used: %s", self.rejected[-1])
+        wanted = [
+            (name, bucket) for bucket in self._buckets.tokens for name in self._candidates.names(bucket)
+        ]
+        self._candidates.prepare(wanted, self._stream, report)
+        selection = Selection(
+            layers={bucket: self._choose(bucket, "layers") for bucket in self._buckets.tokens},
+            last={bucket: self._choose(bucket, "last") for bucket in self._buckets.decode},
+        )
+        if file is not None:
+            file.write(_write(selection))
+        return selection
+
+    def routed(self, selection: Selection) -> RoutedSegments:
+        """The segments of every bucket as chosen."""
+        make, layers = self._candidates.make, selection.layers
+        decode, tokens = selection.routers()
+        segments: dict[int, Segments] = {}
+        for bucket, choice in layers.items():
+            of_layers = make(choice.form, bucket)
+            last = selection.last.get(bucket)
+            is_one = last is None or last.form == choice.form
+            segments[bucket] = (
+                of_layers if last is None or is_one else ComposedSegments(of_layers, make(last.form, bucket))
+            )
+        return RoutedSegments(segments, decode, tokens)
+
+    def _prepare_chosen(self, known: Selection, report: Report) -> None:
+        wanted = ((choice.form, bucket) for _, bucket, choice in choices(known))
+        self._candidates.prepare(wanted, self._stream, report)
+
+    def _choose(self, bucket: int, part: str) -> Choice:
+        names = self._candidates.names(bucket)
+        measured = {
+            name: self._measure(self._candidates.make(name, bucket), bucket, part)
+            for name in names
+            if self._usable(name, bucket, part)
+        }
+        if not measured:
+            measured = {TORCH: self._measure(self._candidates.make(TORCH, bucket), bucket, part)}
+        form = min(measured, key=lambda name: measured[name])
+        return Choice(form, measured[form], measured)
+
+    def _usable(self, name: str, bucket: int, part: str) -> bool:
+        if name == TORCH:
+            return True
+        with torch.cuda.stream(self._stream):
+            problem = self._check.problem(self._candidates.make(name, bucket), bucket, part=part)
+        if problem is not None:
+            self.rejected.append(f"{name}, {bucket} tokens: {problem}")
+            _LOG.warning("not used: %s", self.rejected[-1])
+        return problem is None
+
+    @torch.inference_mode()
+    def _measure(self, segments: Segments, bucket: int, part: str) -> float:
+        if part == "last":
+            return measure(lambda: self._enqueue_last(segments, bucket), self._stream)
+        num_layers = self._model.config.num_layers
+        layers = range(1, min(num_layers, _MAX_LAYERS + 1))
+        if not layers:
+            return measure(lambda: self._enqueue_first(segments, bucket), self._stream)
+        some = measure(lambda: self._enqueue_middles(segments, bucket, layers), self._stream)
+        return some / len(layers) * (num_layers - 1)
+
+    def _enqueue_first(self, segments: Segments, bucket: int) -> None:
+        buffers = self._buffers
+        segments.first(
+            torch.zeros_like(buffers.token_ids[:1]).expand(bucket).contiguous(),
+            buffers.residuals[0][:bucket],
+            buffers.qkv[:bucket],
+        )
+
+    def _enqueue_middles(self, segments: Segments, bucket: int, layers: Iterable[int]) -> None:
+        buffers = self._buffers
+        for layer in layers:
+            segments.middle(
+                layer,
+                buffers.attended[:bucket],
+                buffers.residuals[0][:bucket],
+                buffers.residuals[1][:bucket],
+                buffers.qkv[:bucket],
+            )
+
+    def _enqueue_last(self, segments: Segments, bucket: int) -> None:
+        buffers = self._buffers
+        segments.last(buffers.last_attended[:bucket], buffers.last_residual[:bucket], buffers.logits[:bucket])
+
+
+def choices(selection: Selection) -> Iterable[tuple[str, int, Choice]]:
+    """(part, bucket, choice) of all parts and buckets."""
+    yield from (("layers", bucket, choice) for bucket, choice in selection.layers.items())
+    yield from (("last", bucket, choice) for bucket, choice in selection.last.items())
+
+
+def _write(selection: Selection) -> bytes:
+    return json.dumps(asdict(selection), indent=1).encode()
+
+
+def _read(file: CacheFile) -> Selection | None:
+    content = file.read()
+    if isinstance(content, Miss):
+        if content.reason is not None:
+            _LOG.info("forms are measured again: %s", content.reason)
+        return None
+    parts = json.loads(content)
+    return Selection(_read_part(parts["layers"]), _read_part(parts["last"]))
+
+
+def _read_part(part: Mapping[str, dict[str, Any]]) -> dict[int, Choice]:
+    return {int(bucket): Choice(**choice) for bucket, choice in part.items()}

@@ -1,0 +1,82 @@
+"""Compares the segments of a bucket with torch's before anything is served by them.
+
+A plan can be wrong without an error: one harmless-looking form of a segment came back as NaN on an H200.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from engine.loading import LoadedModel
+from engine.tensorrt_backend.forms import Segments
+from engine.torch_backend.segments import TorchSegments
+
+# Relative error, ||out - reference|| / ||reference||. Two orders of summation differ by far less.
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+_Run = Callable[[Segments, list[torch.Tensor]], None]
+
+
+class SelfCheck:
+    """Random inputs, the same at every start."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._reference = TorchSegments(model.config, model.weights)
+        self._tolerance = _TOLERANCES[model.dtype]
+
+    @torch.inference_mode()
+    def problem(self, segments: Segments, bucket: int, *, part: str) -> str | None:
+        """What differs, in one line; None: nothing does. part: "layers" (first and middle) or "last".
+
+        Runs on the current stream and waits for it.
+        """
+        config = self._model.config
+        runs = self._last(bucket) if part == "last" else self._layers(bucket)
+        widths = [config.vocab_size] if part == "last" else [config.hidden_size, config.qkv_size]
+        for name, run in runs:
+            found = [self._run(run, form, bucket, widths) for form in (segments, self._reference)]
+            error = max(_relative_error(*pair) for pair in zip(*found, strict=True))
+            if not error <= self._tolerance:  # NaN is not
+                return f"{name}: relative error {error:.2g}, at most {self._tolerance:g} is normal"
+        return None
+
+    def _layers(self, bucket: int) -> Iterator[tuple[str, _Run]]:
+        config = self._model.config
+        generator, attended, residual = self._inputs(bucket)
+        ids = torch.randint(config.vocab_size, (bucket,), generator=generator, device=self._model.device)
+        yield "first segment", lambda form, out: form.first(ids.int(), out[0], out[1])
+        # Two layers where there are, because one could be computed with the weights of the other.
+        for layer in sorted({1, config.num_layers - 1}) if config.num_layers > 1 else ():
+            yield f"middle segment of layer {layer}", _middle(layer, attended, residual)
+
+    def _last(self, bucket: int) -> Iterator[tuple[str, _Run]]:
+        _, attended, residual = self._inputs(bucket)
+        yield "last segment", lambda form, out: form.last(attended, residual, out[0])
+
+    def _inputs(self, bucket: int) -> tuple[torch.Generator, torch.Tensor, torch.Tensor]:
+        model = self._model
+        generator = torch.Generator(model.device).manual_seed(bucket)
+        attended, residual = (
+            torch.randn((bucket, width), generator=generator, device=model.device).to(model.dtype)
+            for width in (model.config.q_size, model.config.hidden_size)
+        )
+        return generator, attended, residual
+
+    def _run(self, run: _Run, form: Segments, bucket: int, widths: list[int]) -> list[torch.Tensor]:
+        """The outputs, which are NaN where nothing is written."""
+        out = [
+            torch.full((bucket, width), torch.nan, dtype=self._model.dtype, device=self._model.device)
+            for width in widths
+        ]
+        run(form, out)
+        return out
+
+
+def _middle(layer: int, attended: torch.Tensor, residual: torch.Tensor) -> _Run:
+    return lambda form, out: form.middle(layer, attended, residual, out[0], out[1])
+
+
+def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    found, expected = found.float(), expected.float()
+    return float((found - expected).norm() / expected.norm())
