@@ -26,6 +26,7 @@ def _attend_keys(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,
     MASKED: tl.constexpr,
@@ -36,7 +37,9 @@ def _attend_keys(
         blocks = tl.load(table_row + key // BLOCK_SIZE, mask=is_read, other=0)
     else:
         blocks = tl.load(table_row + key // BLOCK_SIZE)
-    offsets = line_offsets(blocks, key, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)[:, None] + column[None, :]
+    offsets = (
+        line_offsets(blocks, key, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, WIDE)[:, None] + column[None, :]
+    )
     k = load_lines(keys + offsets, is_read, column, HEAD_DIM, COLUMNS, MASKED)
     v = load_lines(values + offsets, is_read, column, HEAD_DIM, COLUMNS, MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -68,6 +71,7 @@ def attend_tiles(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
     WINDOW: tl.constexpr,  # 0: all
     COLUMNS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
@@ -115,20 +119,20 @@ def attend_tiles(
         for _ in range(tl.cdiv(tl.maximum(end - WINDOW - start, 0), KEYS)):
             largest, total, weighted = _attend_keys(
                 q, keys, values, table_row, head, start + key, end, query_position, column, scale,
-                largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, COLUMNS, WINDOW, True,
+                largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, WINDOW, True,
             )  # fmt: skip
             start += KEYS
     num_seen_by_all = tl.maximum(position + 1 - start, 0) // KEYS
     for step in range(num_seen_by_all):
         largest, total, weighted = _attend_keys(
             q, keys, values, table_row, head, start + step * KEYS + key, end, query_position, column, scale,
-            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, COLUMNS, WINDOW, False,
+            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, WINDOW, False,
         )  # fmt: skip
     start += num_seen_by_all * KEYS
     for step in range(tl.cdiv(tl.maximum(end - start, 0), KEYS)):
         largest, total, weighted = _attend_keys(
             q, keys, values, table_row, head, start + step * KEYS + key, end, query_position, column, scale,
-            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, COLUMNS, WINDOW, True,
+            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, WINDOW, True,
         )  # fmt: skip
 
     lines = (token.to(tl.int64) * out_stride + query_head)[:, None] + column[None, :]

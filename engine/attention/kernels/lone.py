@@ -27,7 +27,7 @@ def _attend_tile(
     q,
     keys,
     values,
-    table_row,
+    blocks,
     head,
     key,
     end,
@@ -39,16 +39,15 @@ def _attend_tile(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """One tile of the context, positions `key` [TILE]. MASKED: only those before `end` are seen."""
     is_seen = key < end
-    if MASKED:
-        blocks = tl.load(table_row + key // BLOCK_SIZE, mask=is_seen, other=0)
-    else:
-        blocks = tl.load(table_row + key // BLOCK_SIZE)
-    offsets = line_offsets(blocks, key, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)[:, None] + column[None, :]
+    offsets = (
+        line_offsets(blocks, key, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, WIDE)[:, None] + column[None, :]
+    )
     k = load_lines(keys + offsets, is_seen, column, HEAD_DIM, COLUMNS, MASKED)
     v = load_lines(values + offsets, is_seen, column, HEAD_DIM, COLUMNS, MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -116,6 +115,7 @@ def attend_lone(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
     QUERIES: tl.constexpr,  # query heads of a kv head, padded
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
@@ -159,7 +159,7 @@ def attend_lone(
     table_row = table + row.to(tl.int64) * table_stride
     if is_ours:
         block = tl.load(table_row + position // BLOCK_SIZE)
-        line = line_offsets(block, position, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM) + column
+        line = line_offsets(block, position, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, WIDE) + column
         tl.store(keys + line, k, mask=column < HEAD_DIM)
         tl.store(values + line, v, mask=column < HEAD_DIM)
         other = token
@@ -178,16 +178,21 @@ def attend_lone(
             largest = new_largest
 
     key = tl.arange(0, TILE)
-    num_full = tl.maximum(end - begin, 0) // TILE
-    for tile in range(num_full):
+    # Block ids are read a tile ahead: the loads of a tile's keys and values need not wait for them.
+    blocks = tl.load(table_row + (begin + key) // BLOCK_SIZE, mask=begin + key < end, other=0)
+    for _ in range(tl.maximum(end - begin, 0) // TILE):
+        ahead = begin + TILE + key
+        next_blocks = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
         largest, total, weighted = _attend_tile(
-            q, keys, values, table_row, head, begin + tile * TILE + key, end, column, scale,
-            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, COLUMNS, False,
+            q, keys, values, blocks, head, begin + key, end, column, scale,
+            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, False,
         )  # fmt: skip
-    if begin + num_full * TILE < end:
+        begin += TILE
+        blocks = next_blocks
+    if begin < end:
         largest, total, weighted = _attend_tile(
-            q, keys, values, table_row, head, begin + num_full * TILE + key, end, column, scale,
-            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, COLUMNS, True,
+            q, keys, values, blocks, head, begin + key, end, column, scale,
+            largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, True,
         )  # fmt: skip
 
     is_done = count == 1

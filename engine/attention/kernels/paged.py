@@ -50,6 +50,7 @@ class PagedAttention:
         self.scale = math.log2(math.e) / math.sqrt(shape.head_dim)
         self.columns = triton.next_power_of_2(max(shape.head_dim, 16))
         self.queries = triton.next_power_of_2(max(shape.num_heads // shape.num_kv_heads, 16))
+        self.is_wide = shape.num_lines * shape.head_dim >= 1 << 31
         angles = (max_num_tokens, shape.head_dim // 2)
         self.cosines = torch.empty(angles, dtype=torch.float32, device=device)
         self.sines = torch.empty(angles, dtype=torch.float32, device=device)
@@ -151,6 +152,7 @@ class StepAttention:
             NUM_KV_HEADS=shape.num_kv_heads,
             HEAD_DIM=shape.head_dim,
             BLOCK_SIZE=shape.block_size,
+            WIDE=group.is_wide,
             HEADS=triton.next_power_of_2(shape.num_kv_heads),
             COLUMNS=group.columns,
             WIDTH=triton.next_power_of_2(shape.num_heads * shape.head_dim),
@@ -181,6 +183,7 @@ class StepAttention:
             NUM_KV_HEADS=shape.num_kv_heads,
             HEAD_DIM=shape.head_dim,
             BLOCK_SIZE=shape.block_size,
+            WIDE=group.is_wide,
             QUERIES=group.queries,
             COLUMNS=group.columns,
             TILE=launch.keys,
@@ -209,6 +212,7 @@ class StepAttention:
             NUM_KV_HEADS=shape.num_kv_heads,
             HEAD_DIM=shape.head_dim,
             BLOCK_SIZE=shape.block_size,
+            WIDE=group.is_wide,
             WINDOW=group.window,
             COLUMNS=group.columns,
             TILE_TOKENS=TILE_TOKENS,

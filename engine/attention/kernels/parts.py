@@ -28,12 +28,20 @@ def load_rotated(head, cosines, sines, column, mask, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def line_offsets(
-    blocks, position, head, BLOCK_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr
+    blocks,
+    position,
+    head,
+    BLOCK_SIZE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Where the lines of positions begin in a pool [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM].
-    blocks: ids, of the positions' shape."""
-    lines = blocks.to(tl.int64) * (NUM_KV_HEADS * BLOCK_SIZE) + (head * BLOCK_SIZE + position % BLOCK_SIZE)
-    return lines * HEAD_DIM
+    blocks: ids, of the positions' shape. WIDE: the pool has more elements than 32 bits count, and addresses
+    take twice the registers."""
+    if WIDE:
+        blocks = blocks.to(tl.int64)
+    return (blocks * (NUM_KV_HEADS * BLOCK_SIZE) + (head * BLOCK_SIZE + position % BLOCK_SIZE)) * HEAD_DIM
 
 
 @triton.jit

@@ -25,6 +25,7 @@ def write(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
     HEADS: tl.constexpr,  # powers of two: kv heads,
     COLUMNS: tl.constexpr,  # columns of a head,
     WIDTH: tl.constexpr,  # and columns of out, padded
@@ -46,6 +47,6 @@ def write(
     k_new = qkv + token.to(tl.int64) * qkv_stride + (NUM_HEADS + head)[:, None] * HEAD_DIM
     k = load_rotated(k_new, cosines + token * HALF, sines + token * HALF, column, mask, HEAD_DIM)
     v = tl.load(k_new + NUM_KV_HEADS * HEAD_DIM + column, mask=mask, other=0.0)
-    lines = line_offsets(block, position, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)[:, None] + column
+    lines = line_offsets(block, position, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, WIDE)[:, None] + column
     tl.store(keys + lines, k.to(keys.dtype.element_ty), mask=mask)
     tl.store(values + lines, v, mask=mask)

@@ -20,7 +20,7 @@ STALE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Row:
-    """A sequence: tokens in the pool before the step, and those of the step, which attend alone or in tiles."""
+    """A sequence: tokens in the pool before the step, and those of the step, alone or in tiles."""
 
     num_past: int
     num_new: int = 1
@@ -133,7 +133,7 @@ class Step:
     def _split_qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.case.heads
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
-        q, k, v = self.qkv.view(len(self.qkv), -1, heads.head_dim).split(sizes, 1)
+        q, k, v = torch.split(self.qkv.view(len(self.qkv), -1, heads.head_dim), sizes, 1)
         by = rotation(self.positions, self.frequencies)
         return rotate(q, by), rotate(k, by), v
 

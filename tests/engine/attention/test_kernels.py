@@ -35,7 +35,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=cases(), seed=st.integers(0, 2**16))
 def test_equals_dense_attention(case: Case, seed: int) -> None:
     check(case, torch.float32, CPU, 1e-5, seed)
@@ -77,3 +77,15 @@ def test_strided_rows() -> None:
     layer.attend(qkv, keys, values, wide[:, :width])
     torch.testing.assert_close(wide[:, :width], step.dense(), rtol=0, atol=1e-5)
     assert wide[:, width:].isnan().all()
+
+
+def test_pools_of_more_elements_than_32_bits_count() -> None:
+    """The addresses, that is: the pool is a small one."""
+    case = Case((Row(40, 2), Row(5, 9, is_lone=False)), HEADS, tuning=SMALL)
+    step = Step(case, torch.float32, CPU, 3)
+    group = step.group()
+    group.is_wide = True
+    keys, values = step.pool(with_new=False)
+    out = torch.empty(len(step.qkv), HEADS.num_heads * HEADS.head_dim)
+    group.begin(step.rows, step.positions, step.tiles, step.num_lone).attend(step.qkv, keys, values, out)
+    torch.testing.assert_close(out, step.dense(), rtol=0, atol=1e-5)

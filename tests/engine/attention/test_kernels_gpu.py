@@ -23,20 +23,23 @@ def device() -> torch.device:
 
 @HALVES
 @pytest.mark.parametrize("rows", STEPS.values(), ids=STEPS.keys())
-@pytest.mark.parametrize("window", [None, 128, 1000])
+@pytest.mark.parametrize("window", [None, 1000])
 def test_steps(rows: tuple[Row, ...], window: int | None, dtype: torch.dtype, device: torch.device) -> None:
     check(Case(rows, Heads(32, 8, 128), 16, window, (3, 5)), dtype, device, TOLERANCES[dtype])
 
 
 @HALVES
-@pytest.mark.parametrize("head_dim", [16, 20, 32, 64, 80, 96, 256])
-@pytest.mark.parametrize("heads", [(4, 4), (14, 2), (24, 8), (32, 1)])
-def test_heads(head_dim: int, heads: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "heads",
+    [(4, 4, 16), (14, 2, 20), (32, 1, 32), (14, 2, 64), (6, 6, 80), (24, 8, 96), (8, 4, 256)],
+    ids=lambda heads: "x".join(map(str, heads)),
+)
+def test_heads(heads: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     rows = (Row(600), Row(30, 3), Row(0, 70, is_lone=False), Row(300, 130, is_lone=False))
-    check(Case(rows, Heads(*heads, head_dim)), dtype, device, TOLERANCES[dtype])
+    check(Case(rows, Heads(*heads)), dtype, device, TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
+@pytest.mark.parametrize("head_dim", [32, 256])
 def test_float32(head_dim: int, device: torch.device) -> None:
     """Exact products: what the models of the tests run in."""
     rows = (Row(600), Row(30, 3), Row(0, 70, is_lone=False), Row(300, 130, is_lone=False))
@@ -44,14 +47,21 @@ def test_float32(head_dim: int, device: torch.device) -> None:
     check(case, torch.float32, device, TOLERANCES[torch.float32])
 
 
-@pytest.mark.parametrize("block_size", [1, 8, 32, 48, 64, 256])
+@pytest.mark.parametrize("block_size", [1, 48, 64, 256])
 def test_block_sizes(block_size: int, device: torch.device) -> None:
     rows = (Row(600), Row(30, 3), Row(0, 70, is_lone=False), Row(300, 130, is_lone=False))
     check(Case(rows, Heads(8, 2, 128), block_size, 200), torch.bfloat16, device, 1e-2)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_random_steps(seed: int, device: torch.device) -> None:
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    ("heads", "block_size", "window"),
+    [(Heads(32, 8, 128), 16, None), (Heads(14, 2, 64), 32, 700), (Heads(6, 6, 80), 64, None)],
+    ids=["llama", "window", "padded"],
+)
+def test_random_steps(
+    heads: Heads, block_size: int, window: int | None, seed: int, device: torch.device
+) -> None:
     random = torch.Generator().manual_seed(seed)
 
     def draw(end: int) -> int:
@@ -59,12 +69,8 @@ def test_random_steps(seed: int, device: torch.device) -> None:
 
     rows = [Row(draw(1 << draw(13)), 1 + draw(2) * draw(9)) for _ in range(1 + draw(40))]
     rows += [Row(draw(1 << draw(12)), 1 + draw(1 << draw(10)), is_lone=False) for _ in range(draw(5))]
-    num_kv_heads = 1 << draw(4)
-    heads = Heads(num_kv_heads * (1 + draw(8)), num_kv_heads, (64, 128, 80)[draw(3)])
-    window = (None, 1 + draw(3000))[draw(2)]
-    check(
-        Case(tuple(rows), heads, 1 << draw(7), window, (draw(9), draw(9))), torch.bfloat16, device, 1e-2, seed
-    )
+    case = Case(tuple(rows), heads, block_size, window, (draw(9), draw(9)))
+    check(case, torch.bfloat16, device, TOLERANCES[torch.bfloat16], seed)
 
 
 def test_a_captured_graph_reads_lengths_on_the_device(device: torch.device) -> None:
