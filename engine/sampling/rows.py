@@ -33,7 +33,7 @@ class Column(IntEnum):
 
     ROW = 0
     TEMPERATURE = 1  # (f)
-    TOP_K = 2
+    TOP_K = 2  # 0: all; 1: greedy, at whatever temperature
     TOP_P = 3  # (f)
     MIN_P = 4  # (f)
     SEED_LOW = 5
@@ -42,7 +42,8 @@ class Column(IntEnum):
     NUM_GENERATED = 8
     MAX_NEW_TOKENS = 9
     MIN_NEW_TOKENS = 10
-    STOP_IDS = 11  # and all columns after it: padded with the first of them, or -1 everywhere
+    NUM_STOP_IDS = 11
+    STOP_IDS = 12  # and all columns after it: padded with the first of them, or -1 everywhere
 
 
 class RowBatch:
@@ -81,6 +82,11 @@ class RowState:
         self._packed = torch.zeros(max_num_rows, self._width, dtype=torch.int32, device=device)
         self._hints = np.zeros(max_num_rows, dtype=HINTS)
 
+    @property
+    def packed(self) -> Tensor:
+        """int32 [max_num_rows, columns], on the device: always the same memory."""
+        return self._packed
+
     def write(self, new_rows: Sequence[NewRow]) -> None:
         """Replace rows, with one copy to the device."""
         packed = np.full((len(new_rows), self._width), _NO_TOKEN, dtype=np.int32)
@@ -110,6 +116,7 @@ class RowState:
         words[Column.NUM_GENERATED] = new_row.num_generated_tokens
         words[Column.MAX_NEW_TOKENS] = new_row.max_new_tokens
         words[Column.MIN_NEW_TOKENS] = params.min_new_tokens
+        words[Column.NUM_STOP_IDS] = len(stop_ids)
         if stop_ids:
             words[Column.STOP_IDS :] = stop_ids[0]
             words[Column.STOP_IDS : Column.STOP_IDS + len(stop_ids)] = stop_ids
@@ -146,7 +153,7 @@ def _write_distribution(words: npt.NDArray[np.int32], params: SamplingParams) ->
     assert params.seed is not None or not _is_random(params), "a random request needs a seed (see with_seed)"
     seed = params.seed or 0
     words.view(np.uint32)[[Column.SEED_LOW, Column.SEED_HIGH]] = seed & _MASK, seed >> 32
-    words[Column.TOP_K] = params.top_k
+    words[Column.TOP_K] = params.top_k if _is_random(params) else 1
     floats = words.view(np.float32)
     # Where float32 would round a temperature to zero, its smallest normal number is as good as greedy.
     floats[Column.TEMPERATURE] = max(params.temperature, _SMALLEST_TEMPERATURE)

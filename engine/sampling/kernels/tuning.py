@@ -1,0 +1,20 @@
+"""Sizes that the sampling kernels are compiled for: they change the time, never the result."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """All powers of two; measured on an H200 (benchmarks/sampling.py).
+
+    block: tokens of which the first kernel leaves one maximum and one mass.
+    chunk: blocks that one program of it reads.
+    tile: blocks that the second kernel looks at in one go.
+    few: tokens that it holds in registers; where more may survive, it passes over the logits several times.
+    """
+
+    block: int = 128
+    chunk: int = 64
+    tile: int = 32
+    few: int = 2048
+    num_warps: int = 8
