@@ -9,7 +9,7 @@ import transformers
 from engine.model.config import ModelConfig
 from engine.model.huggingface import parse_config
 from engine.model.weights import LayerWeights, ModelWeights, weight_specs
-from tests.engine.torch_backend.conftest import _SIZES, MODELS
+from tests.engine.conftest import _SIZES, MODELS
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from engine.tensorrt_backend.segments import (
     define,
     segment_spec,
 )
-from tests.engine.torch_backend.conftest import MODELS
+from tests.engine.conftest import MODELS
 from tests.support.decoders import model_config, random_decoder
 
 BUCKETS = (1, 8)
