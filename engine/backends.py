@@ -1,13 +1,22 @@
 """Which backend runs a model here, and why not the other."""
 
 import logging
+import shutil
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 
 from engine.config import EngineOptions
 from engine.errors import BackendUnavailableError
 from engine.loading import BuiltBackend, PhaseProgress, choose_device
+from engine.nvidia import find_driver, why_no_cuda
 
 _log = logging.getLogger(__name__)
+
+GPU_MODULES = ("triton", "cuda.bindings")
+"""What the TensorRT backend needs beside TensorRT."""
 
 
 def choose_backend(options: EngineOptions) -> str:
@@ -25,20 +34,51 @@ def choose_backend(options: EngineOptions) -> str:
         raise BackendUnavailableError(f"backend 'tensorrt' cannot run here: {reason}")
     if choose_device(options.device).type == "cuda":
         _log.warning("the torch backend runs on this GPU, slower than TensorRT would: %s", reason)
+    elif options.device == "auto" and find_driver() is not None:
+        _log.warning("this runs on the CPU: %s", reason)
     return "torch"
 
 
 def why_not_tensorrt(options: EngineOptions) -> str | None:
     """What keeps the TensorRT backend from running here, and what to do about it; None: it runs."""
-    if choose_device(options.device).type != "cuda":
-        return "it needs an NVIDIA GPU, and torch finds none"
-    for module in ("triton", "cuda.bindings"):
+    if options.device == "cpu":
+        return "it needs an NVIDIA GPU, and the device asked for is 'cpu'"
+    return why_no_cuda() or why_no_packages() or _why_not_this_gpu()
+
+
+def why_no_packages() -> str | None:
+    """Which of the optional packages that TensorRT plans and kernels need is missing; None: all are there."""
+    for module in GPU_MODULES:
         if not _has_module(module):
-            return f"the package {module.replace('.', '-')} is missing: pip install 'inflight-engine[gpu]'"
+            return (
+                f"the package {module.replace('.', '-')} is missing. Do: pip install 'inflight-engine[gpu]'"
+            )
     from engine.tensorrt_backend.library import load_library
 
     try:
         load_library("auto")
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
+
+
+def why_no_compiler() -> str | None:
+    """What Triton lacks to compile the launchers of kernels, which it keeps from then on; None: nothing."""
+    if not (shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler. Do: apt-get install gcc"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").exists():
+        return f"Triton needs Python's headers, {headers / 'Python.h'}. Do: apt-get install python3-dev"
+    return None
+
+
+def _why_not_this_gpu() -> str | None:
+    from engine.tensorrt_backend.gpu import current_gpu
+    from engine.tensorrt_backend.library import load_library
+
+    gpu = current_gpu(choose_device("cuda"))
+    try:
+        load_library("auto").check_gpu(gpu.name, gpu.capability)
     except BackendUnavailableError as error:
         return str(error)
     return None
@@ -54,9 +94,22 @@ def _has_module(name: str) -> bool:
 def build_backend(options: EngineOptions, progress: PhaseProgress | None = None) -> BuiltBackend:
     """Load options.model_dir for the backend that the options and the machine give.
 
-    Raises ModelError (unsupported, or a broken checkpoint) or ConfigError (does not fit the machine).
+    Raises ModelError (unsupported, or a broken checkpoint), ConfigError (does not fit the machine, or its GPU
+    fails) or TensorRTError (the library refuses what it should take).
     """
-    if choose_backend(options) == "tensorrt":
+    backend = choose_backend(options)
+    try:
+        return _build(backend, options, progress)
+    except torch.AcceleratorError as error:
+        reason = str(error).splitlines()[0]
+        advice = "`nvidia-smi` shows whether it is healthy and who uses it, `dmesg` may hold an Xid error"
+        raise BackendUnavailableError(f"the GPU failed at the start ({reason}): {advice}") from error
+
+
+def _build(backend: str, options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
+    if backend == "tensorrt":
+        if (problem := why_no_compiler()) is not None:
+            _log.warning("kernels that were not compiled here before will fail: %s", problem)
         from engine.tensorrt_backend.build import build as build_tensorrt
 
         return build_tensorrt(options, progress)

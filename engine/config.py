@@ -1,5 +1,6 @@
-"""The engine's options, as small frozen parts. Only engine/serving/cli.py reads argv and the environment."""
+"""The engine's options, as small frozen parts. Only the command line reads argv and the environment."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,28 @@ from engine.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "tensorrt", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """max_num_seqs: sequences running at once. max_num_batched_tokens: token budget of a step."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+DEFAULT_LIMITS: Mapping[str, StepLimits] = {"torch": StepLimits(64, 512), "tensorrt": StepLimits(256, 2048)}
+"""By backend: what a GPU takes at once to be busy is too much for a CPU."""
+
+
+def choose_limits(backend: str, num_seqs: int | None, num_batched_tokens: int | None) -> StepLimits:
+    """What was asked for; for None the default of the backend, as far as it goes with what was asked for."""
+    default = DEFAULT_LIMITS[backend]
+    if num_batched_tokens is None:
+        num_batched_tokens = max(default.max_num_batched_tokens, num_seqs or 0)
+    if num_seqs is None:
+        num_seqs = max(1, min(default.max_num_seqs, num_batched_tokens))
+    return StepLimits(num_seqs, num_batched_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +58,7 @@ class EngineOptions:
     """model_dir: a Hugging Face directory. dtype "auto": the checkpoint's own, float32 on a CPU.
 
     max_model_len: longest sequence in tokens, prompt and output; None is the model's own maximum.
-    max_num_seqs: sequences running at once. max_num_batched_tokens: token budget of a step.
+    max_num_seqs, max_num_batched_tokens: see StepLimits; the defaults are those of the torch backend.
     max_num_queued: requests that may wait before new ones are refused.
     num_threads: cores that compute a step on a CPU. None takes all but one, which is left to gRPC, tokenizing
     and whoever else runs on the machine: threads of one step that wait for a core cost more than they bring.
@@ -48,8 +71,8 @@ class EngineOptions:
     device: str = "auto"
     dtype: str = "auto"
     max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_seqs: int = DEFAULT_LIMITS["torch"].max_num_seqs
+    max_num_batched_tokens: int = DEFAULT_LIMITS["torch"].max_num_batched_tokens
     max_num_queued: int = 1024
     policy: str = "fcfs"
     num_threads: int | None = None

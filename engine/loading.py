@@ -13,12 +13,13 @@ from engine.model.checkpoint import load_weights
 from engine.model.config import ModelConfig
 from engine.model.huggingface import load_config
 from engine.model.weights import ModelWeights, num_parameters
+from engine.nvidia import why_no_cuda
 from kvcache.config import KVCacheConfig
 from scheduler.step import Runner
 
 PhaseProgress = Callable[[str, int, int], None]
 """Called with the name of a phase of the start ("weights", "plans", "kernels", "graphs"), how much of it is
-done, and how much there is: bytes for weights, a count for the others."""
+done, and how much there is: bytes for weights, a count for the others. 0 of 0: it begins."""
 
 _UNKNOWN_FREE_BYTES = 4 << 30  # where a system does not tell how much is free
 
@@ -76,9 +77,9 @@ def load_model(options: EngineOptions, progress: PhaseProgress | None = None) ->
     dtype = choose_dtype(options.dtype, config, device)
     weight_bytes = num_parameters(config) * dtype.itemsize
     if weight_bytes > (free := free_bytes(device)):
-        raise ConfigError(
-            f"{format_bytes(weight_bytes)} of weights: {format_bytes(free)} are free on {device}"
-        )
+        advice = "`nvidia-smi` lists who holds its memory" if device.type == "cuda" else "free some memory"
+        amounts = f"{format_bytes(weight_bytes)} of weights: {format_bytes(free)} are free on {device}"
+        raise ConfigError(f"{amounts}; {advice}, or serve a smaller model")
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -99,8 +100,8 @@ def limit_length(model: ModelConfig, max_model_len: int | None) -> ModelConfig:
 
 
 def choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda': torch finds no CUDA device here")
+    if name == "cuda" and (reason := why_no_cuda()) is not None:
+        raise ConfigError(f"device 'cuda': {reason}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from engine.backends import build_backend
 from engine.config import EngineOptions
 from engine.demo import MODEL_DIR
 from engine.loading import BuiltBackend, PhaseProgress, StartReport
 from engine.memory import MemoryBudget
 from engine.serving.async_engine import AsyncEngine
+from engine.serving.metrics import StartMetrics
 from engine.serving.types import ModelInfo
 from engine.text.tokenizer import Tokenizer
 from kvcache.manager import KVCacheManager
@@ -17,7 +20,7 @@ from scheduler.scheduler import Scheduler
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """engine: not started yet. backend: "torch" or "tensorrt". device: as torch spells it."""
+    """engine: not started yet. backend: "torch" or "tensorrt". device: "cpu", or the GPU's name."""
 
     engine: AsyncEngine
     memory: MemoryBudget
@@ -43,7 +46,17 @@ def build_engine(options: EngineOptions, progress: PhaseProgress | None = None) 
     info = _model_info(options, built, tokenizer)
     scheduler = Scheduler(config, kv)
     engine = AsyncEngine(scheduler, kv, built.runner, tokenizer, info, step_timeout=options.step_timeout)
-    return BuiltEngine(engine, built.memory, built.name, str(built.device), built.start)
+    device = device_name(built.device)
+    labels = {"backend": built.name, "dtype": info.dtype, "device": device}
+    engine.metrics.registry.register(
+        StartMetrics(labels, dict(built.start.phases), len(built.start.rejected))
+    )
+    return BuiltEngine(engine, built.memory, built.name, device, built.start)
+
+
+def device_name(device: torch.device) -> str:
+    """ "cpu", or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _model_info(options: EngineOptions, built: BuiltBackend, tokenizer: Tokenizer) -> ModelInfo:

@@ -9,7 +9,7 @@ dashboards carry over; counters gain `_total` on the wire. Each engine has a reg
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -103,6 +103,32 @@ class Metrics(Collector):
         yield self.time_to_first_token.collect()
         yield self.inter_token_latency.collect()
         yield self.request_latency.collect()
+
+
+class StartMetrics(Collector):
+    """What an engine is, and what its start took. seconds: by phase. info: labels and their values.
+
+    num_rejected: plans and kernels that differed from the reference.
+    """
+
+    def __init__(self, info: Mapping[str, str], seconds: Mapping[str, float], num_rejected: int) -> None:
+        self._info = dict(info)
+        self._seconds = dict(seconds)
+        self._num_rejected = num_rejected
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "inflight_engine_info", "What serves; the value is 1", labels=list(self._info)
+        )
+        info.add_metric(list(self._info.values()), 1)
+        yield info
+        documentation = "What each phase of the start took"
+        startup = GaugeMetricFamily("inflight_startup_seconds", documentation, labels=["phase"])
+        for phase, seconds in self._seconds.items():
+            startup.add_metric([phase], seconds)
+        yield startup
+        documentation = "Plans and kernels not used, as they differed from the reference at the start"
+        yield GaugeMetricFamily("inflight_rejected_kernels", documentation, value=self._num_rejected)
 
 
 def _gauges(stats: SchedulerStats) -> Iterator[Metric]:

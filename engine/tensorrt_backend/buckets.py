@@ -7,6 +7,8 @@ from collections.abc import Mapping
 _DECODE = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _MIXED = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 
+_GAIN = 0.97  # of its own time, below which another bucket takes over
+
 
 def decode_buckets(max_num_seqs: int) -> tuple[int, ...]:
     """Numbers of rows in steps that only decode, rising; the last one is max_num_seqs itself."""
@@ -22,7 +24,8 @@ def token_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, 
 class Router:
     """Sends a number of tokens to the bucket that computes it soonest, as measured.
 
-    A larger bucket can be faster than a smaller one, because the kernels of each are chosen apart.
+    A larger bucket can be faster than a smaller one, because the kernels of each are chosen apart. It has to
+    be so by more than measurements differ, since its attention and sampling have more padding.
     """
 
     def __init__(self, microseconds: Mapping[int, float]) -> None:
@@ -30,8 +33,8 @@ class Router:
         self._sizes = sorted(microseconds)
         best: list[int] = []
         for size in reversed(self._sizes):
-            is_faster = not best or microseconds[size] <= microseconds[best[-1]]
-            best.append(size if is_faster else best[-1])
+            is_routed = best and microseconds[best[-1]] < _GAIN * microseconds[size]
+            best.append(best[-1] if is_routed else size)
         self._best = best[::-1]
 
     @property

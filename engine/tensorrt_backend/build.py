@@ -31,6 +31,7 @@ from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
 from engine.tensorrt_backend.selection import Selection, Selector, choices
 from engine.tensorrt_backend.start import Phases
 from engine.tensorrt_backend.step_buffers import StepBuffers, allocate
+from engine.tensorrt_backend.summary import details
 from engine.tensorrt_backend.uploads import Uploads, padded
 from kvcache.block_table import num_blocks_for
 from kvcache.config import KVCacheConfig, group_layers
@@ -112,7 +113,7 @@ class _Build:
         with phases.phase("graphs"):
             runner, cache, memory = self._finish(chosen, free)
         model = self._model
-        report = StartReport(phases.seconds, chosen.rejected, tuple(_details(chosen.selection)))
+        report = StartReport(phases.seconds, chosen.rejected, tuple(details(self._library, chosen.selection)))
         return BuiltBackend(
             "tensorrt", runner, model.config, cache, memory, model.device, model.dtype, report
         )
@@ -251,9 +252,3 @@ def _upload_words(buckets: Buckets) -> int:
     num_tokens, num_rows = buckets.tokens[-1], buckets.decode[-1]
     num_tiles = num_tokens // TILE_TOKENS + num_rows
     return max(_MIN_UPLOAD, 3 * padded(num_tokens) + padded(2 * num_tiles) + 2 * padded(num_rows))
-
-
-def _details(selection: Selection) -> Iterator[tuple[str, str]]:
-    """Which forms serve which buckets, shortest first."""
-    for bucket, choice in selection.layers.items():
-        yield f"{bucket} tokens", f"{choice.form}, {choice.microseconds / 1000:.2f} ms"

@@ -132,4 +132,4 @@ class Candidates:
             self._arena = torch.empty(size, dtype=torch.uint8, device=self._model.device)
         if self._arena is not None:
             for context in self._contexts.values():
-                context.set_memory(self._arena.data_ptr(), self._arena.nbytes)
+                context.set_memory(self._arena)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from engine.errors import BackendUnavailableError, TensorRTError
 from engine.tensorrt_backend.kernel_cache import KernelCache
 from engine.tensorrt_backend.library import Library
@@ -25,19 +27,22 @@ class SegmentContext:
         self.memory_bytes = size
         self._library = library
         self._context = context
+        self._memory: torch.Tensor | None = None
         self._set_address = context.set_tensor_address
         self._execute = context.execute_async_v3
 
-    def set_memory(self, address: int, size: int) -> None:
-        """Activation memory, 256-byte aligned, of at least memory_bytes. Contexts whose work never overlaps
-        may have the same.
+    def set_memory(self, memory: torch.Tensor) -> None:
+        """Activation memory, contiguous, 256-byte aligned, of at least memory_bytes; kept as long as this.
+
+        Contexts whose work never overlaps may have the same.
         """
-        if size < self.memory_bytes or address % 256:
+        if memory.nbytes < self.memory_bytes or memory.data_ptr() % 256:
             raise TensorRTError(
-                f"{self.segment.name}: {size} bytes of memory at {address:#x}: needs {self.memory_bytes}, "
-                "256-byte aligned"
+                f"{self.segment.name}: {memory.nbytes} bytes of memory at {memory.data_ptr():#x}: "
+                f"needs {self.memory_bytes}, 256-byte aligned"
             )
-        self._context.set_device_memory(address, size)
+        self._memory = memory
+        self._context.set_device_memory(memory.data_ptr(), memory.nbytes)
 
     def enqueue(self, bindings: Sequence[Binding], stream: int) -> None:
         """Run on the stream. Tensors that are not named keep the address they had; all must have one.

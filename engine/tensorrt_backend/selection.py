@@ -65,6 +65,8 @@ class Selector:
         self._model, self._buckets, self._candidates = model, buckets, candidates
         self._buffers, self._stream = buffers, stream
         self._check = SelfCheck(model)
+        for tensor in (*buffers.residuals, buffers.attended, buffers.last_attended, buffers.last_residual):
+            tensor.normal_()  # a GPU multiplies zeros faster than anything it will meet
 
     def select(self, file: CacheFile | None, report: Report) -> Selection:
         """From what was measured before, if all of it still passes the check; else measured now."""

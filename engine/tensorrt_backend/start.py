@@ -18,6 +18,7 @@ class Phases:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         self._current, started = name, time.perf_counter()
+        self.report(0, 0)
         try:
             yield
         finally:

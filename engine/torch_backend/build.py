@@ -1,10 +1,12 @@
 """From options to a runner: read the model, share out the memory, allocate the pool."""
 
+import time
+
 import torch
 
 from engine.config import EngineOptions
 from engine.errors import ConfigError
-from engine.loading import BuiltBackend, PhaseProgress, free_bytes, load_model
+from engine.loading import BuiltBackend, PhaseProgress, StartReport, free_bytes, load_model
 from engine.memory import PoolDemand, size_pool
 from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
@@ -28,7 +30,9 @@ def build(options: EngineOptions, progress: PhaseProgress | None = None) -> Buil
 
 
 def _build(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
+    started = time.perf_counter()
     loaded = load_model(options, progress)
+    start = StartReport((("weights", time.perf_counter() - started),))
     model, weights = loaded.config, loaded.weights
     groups = group_layers(model.windows)
     block = KVCacheConfig(1, options.cache.block_size, groups)
@@ -42,7 +46,7 @@ def _build(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBacke
     is_cpu = loaded.device.type == "cpu"
     cache, memory = size_pool(options, demand, free_bytes(loaded.device), is_cpu=is_cpu)
     runner = TorchRunner(model, weights, cache, options.max_num_seqs)
-    return BuiltBackend("torch", runner, model, cache, memory, loaded.device, loaded.dtype)
+    return BuiltBackend("torch", runner, model, cache, memory, loaded.device, loaded.dtype, start)
 
 
 def _activation_bytes(

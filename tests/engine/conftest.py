@@ -13,9 +13,12 @@ import transformers
 
 from engine.backends import build_backend
 from engine.config import CacheOptions, EngineOptions
-from engine.loading import BuiltBackend
+from engine.loading import BuiltBackend, choose_device, choose_dtype, limit_length
+from engine.model.huggingface import load_config
 from engine.sampling.params import SamplingParams
+from kvcache.config import KVCacheConfig, group_layers
 from kvcache.manager import KVCacheManager
+from kvcache.storage import bytes_per_block
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request, SequenceSummary
 from scheduler.scheduler import Scheduler
@@ -164,16 +167,20 @@ class Server:
         return Served(dict(token_ids), summaries, self.scheduler.stats())
 
 
+def _block_bytes(path: Path, block_size: int, changes: dict[str, Any]) -> int:
+    config = limit_length(load_config(path), changes.get("max_model_len"))
+    dtype = choose_dtype(changes.get("dtype", "auto"), config, choose_device(changes.get("device", "cpu")))
+    one = KVCacheConfig(1, block_size, group_layers(config.windows))
+    return bytes_per_block(one, config.num_kv_heads, config.head_dim, dtype)
+
+
 @pytest.fixture(scope="session")
 def server(tiny_model: Callable[[str], TinyModel]) -> Callable[..., Server]:
     """A fresh engine on the model of that name. num_blocks: of the pool; changes: of EngineOptions."""
 
     def make(name: str, num_blocks: int | None = None, block_size: int = 16, **changes: Any) -> Server:
         path = tiny_model(name).path
-        engine = build_backend(options(path, None, block_size, changes))
-        if num_blocks is not None:
-            block_bytes = engine.memory.kv_bytes // engine.memory.num_blocks
-            engine = build_backend(options(path, num_blocks * block_bytes, block_size, changes))
-        return Server(engine)
+        num_bytes = None if num_blocks is None else num_blocks * _block_bytes(path, block_size, changes)
+        return Server(build_backend(options(path, num_bytes, block_size, changes)))
 
     return make

@@ -5,22 +5,21 @@ The text goes to stdout, everything else to stderr. Options that are not given t
 
 import argparse
 import asyncio
-import os
 import sys
 from typing import TYPE_CHECKING, Any
+
+from engine.serving.commands.environment import ADDRESS_VARIABLE, server_address
 
 if TYPE_CHECKING:
     from inflight import v1 as pb
 
-ADDRESS_VARIABLE = "INFLIGHT_ADDRESS"
 _NOT_OPTIONS = ("prompt", "address", "timeout", "json", "quiet", "run")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help='what to continue; "-" reads it from stdin')
-    address = os.environ.get(ADDRESS_VARIABLE, "127.0.0.1:50051")
     parser.add_argument(
-        "--address", default=address, help=f"the server's; {ADDRESS_VARIABLE} changes the default"
+        "--address", default=server_address(), help=f"the server's; {ADDRESS_VARIABLE} changes the default"
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="deadline of the request")
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON")

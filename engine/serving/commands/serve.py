@@ -6,24 +6,23 @@ A second signal ends it at once.
 
 import argparse
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
 from engine.model.huggingface import load_config
+from engine.serving.commands.progress import start_progress
 from engine.serving.commands.serve_options import add_arguments, engine_options, server_options
 
 if TYPE_CHECKING:
-    from engine.loading import PhaseProgress
     from engine.serving.build import BuiltEngine
-    from engine.serving.metrics import MetricsServer
     from engine.serving.options import ServerOptions
 
 __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
     options, server = engine_options(args), server_options(args)
     if not args.grace_seconds >= 0:
         raise ConfigError(f"grace_seconds {args.grace_seconds}: must be at least 0")
@@ -33,34 +32,22 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.captureWarnings(True)
     import uvloop
+    from rich.console import Console
 
+    from engine.backends import choose_backend
     from engine.serving.build import build_engine
 
-    with _progress() as progress:
+    options = engine_options(args, choose_backend(options))
+    with start_progress(Console(stderr=True)) as progress:
         built = build_engine(options, progress)
-    return uvloop.run(_serve(args, server, built))
+    return uvloop.run(_serve(args, server, built, started))
 
 
-@contextmanager
-def _progress() -> Iterator["PhaseProgress"]:
-    """A progress bar on stderr for the phases of the start, where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def report(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=total)
-            bar.update(tasks[phase], completed=done, total=total)
-
-        yield report
-
-
-async def _serve(args: argparse.Namespace, options: "ServerOptions", built: "BuiltEngine") -> int:
+async def _serve(
+    args: argparse.Namespace, options: "ServerOptions", built: "BuiltEngine", started: float
+) -> int:
+    """started: when the command did, by time.perf_counter."""
+    from engine.serving.announcement import announce
     from engine.serving.lifecycle import serve
     from engine.serving.metrics import MetricsServer
 
@@ -72,32 +59,10 @@ async def _serve(args: argparse.Namespace, options: "ServerOptions", built: "Bui
             built.engine,
             options,
             grace_seconds=args.grace_seconds,
-            on_ready=lambda address: _announce(built, address, metrics),
+            on_ready=lambda address: announce(
+                built, address, metrics.address if metrics else None, time.perf_counter() - started
+            ),
         )
     finally:
         if metrics is not None:
             metrics.close()
-
-
-def _announce(built: "BuiltEngine", address: str, metrics: "MetricsServer | None") -> None:
-    """Everything one wants to know of a server that has just come up."""
-    from rich.console import Console
-    from rich.table import Table
-
-    info = built.engine.model_info
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("model", f"{info.name} ({info.architecture}, {info.dtype} on {built.device})")
-    table.add_row("longest sequence", f"{info.max_model_len} tokens")
-    for name, amount in built.memory.rows():
-        table.add_row(name, amount)
-    table.add_row("metrics", f"http://{metrics.address}/metrics" if metrics is not None else "off")
-    table.add_row("gRPC", address)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"try: {_grpcurl(address)}\n")
-    console.file.flush()
-
-
-def _grpcurl(address: str) -> str:
-    request = '{"prompt": "7 8 9 10", "stopping": {"max_new_tokens": 20}}'
-    return f"grpcurl -plaintext -d '{request}' {address} inflight.v1.Generation/Generate"

@@ -5,9 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from engine.config import DEVICES, DTYPES, CacheOptions, EngineOptions
+from engine.config import (
+    BACKENDS,
+    DEFAULT_LIMITS,
+    DEVICES,
+    DTYPES,
+    CacheOptions,
+    EngineOptions,
+    choose_limits,
+)
 from engine.demo import MODEL_DIR
 from engine.memory import format_bytes
+from engine.serving.commands.environment import default_plan_dir
 from engine.serving.options import ServerOptions
 from scheduler.policy import POLICIES
 
@@ -27,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_server(parser.add_argument_group("server").add_argument)
     _add_engine(parser.add_argument_group("engine").add_argument)
+    _add_backend(parser.add_argument_group("backend").add_argument)
     _add_cache(parser.add_argument_group("KV cache").add_argument)
 
 
@@ -79,28 +89,13 @@ def _add_server(add: Any) -> None:
 
 
 def _add_engine(add: Any) -> None:
-    add("--device", choices=DEVICES, default=_ENGINE.device, help="auto: cuda where there is one")
-    add("--dtype", choices=DTYPES, default=_ENGINE.dtype, help="auto: the checkpoint's; float32 on a CPU")
     add(
         "--max-model-len",
         type=int,
         metavar="TOKENS",
         help="longest sequence, prompt and output (default: the model's own limit)",
     )
-    add(
-        "--max-num-seqs",
-        type=int,
-        metavar="N",
-        default=_ENGINE.max_num_seqs,
-        help="sequences running at once",
-    )
-    add(
-        "--max-num-batched-tokens",
-        type=int,
-        metavar="N",
-        default=_ENGINE.max_num_batched_tokens,
-        help="tokens computed in one step; prompts are cut into chunks that fit",
-    )
+    add_limits(add)
     add(
         "--max-num-queued",
         type=int,
@@ -123,6 +118,48 @@ def _add_engine(add: Any) -> None:
         help="an engine with work that finishes no step for so long is dead: NOT_SERVING, exit code 1",
     )
     add("--policy", choices=POLICIES, default=_ENGINE.policy, help="which request runs first")
+
+
+def add_limits(add: Any) -> None:
+    """What shapes the steps, and so the plans for them."""
+    torch, tensorrt = DEFAULT_LIMITS["torch"], DEFAULT_LIMITS["tensorrt"]
+    add(
+        "--max-num-seqs",
+        type=int,
+        metavar="N",
+        help="sequences running at once (default: "
+        f"{torch.max_num_seqs}; with TensorRT {tensorrt.max_num_seqs})",
+    )
+    add(
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="tokens computed in one step; prompts are cut into chunks that fit (default: "
+        f"{torch.max_num_batched_tokens}; with TensorRT {tensorrt.max_num_batched_tokens})",
+    )
+
+
+def add_plan_dir(add: Any) -> None:
+    add(
+        "--plan-dir",
+        type=Path,
+        metavar="DIR",
+        default=default_plan_dir(),
+        help="where TensorRT's plans and compiled kernels are kept from one start to the next",
+    )
+
+
+def _add_backend(add: Any) -> None:
+    add("--device", choices=DEVICES, default=_ENGINE.device, help="auto: cuda where there is one")
+    add("--dtype", choices=DTYPES, default=_ENGINE.dtype, help="auto: the checkpoint's; float32 on a CPU")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default=_ENGINE.backend,
+        help="auto: tensorrt on a GPU where it can run, which `inflight doctor` tells; else torch",
+    )
+    add_plan_dir(add)
+    add("--no-plan-cache", action="store_true", help="build plans and compile kernels at every start")
 
 
 def _add_cache(add: Any) -> None:
@@ -152,8 +189,12 @@ def _size(text: str) -> int:
     return int(float(number) * 1024 ** "BKMGT".index(unit.upper() or "B"))
 
 
-def engine_options(args: argparse.Namespace) -> EngineOptions:
-    """Raises ConfigError."""
+def engine_options(args: argparse.Namespace, chosen_backend: str | None = None) -> EngineOptions:
+    """chosen_backend: the one that will run, once that is known; what is not given takes its defaults.
+
+    Raises ConfigError.
+    """
+    limits = choose_limits(chosen_backend or "torch", args.max_num_seqs, args.max_num_batched_tokens)
     cache = CacheOptions(
         block_size=args.block_size,
         num_bytes=args.kv_cache_bytes,
@@ -165,12 +206,14 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         device=args.device,
         dtype=args.dtype,
         max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
         max_num_queued=args.max_num_queued,
         policy=args.policy,
         num_threads=getattr(args, "threads", None),
         step_timeout=args.step_timeout,
+        backend=chosen_backend or args.backend,
+        plan_dir=None if args.no_plan_cache else args.plan_dir,
         cache=cache,
     )
 
