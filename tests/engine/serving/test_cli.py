@@ -39,7 +39,7 @@ def parse(*argv: str) -> argparse.Namespace:
 
 
 def test_serve_without_options_takes_the_defaults_of_the_engine() -> None:
-    args = parse("serve")
+    args = parse("serve", "--no-plan-cache")
     assert serve_options.engine_options(args) == EngineOptions(MODEL_DIR)
     assert serve_options.server_options(args) == ServerOptions()
 
@@ -52,6 +52,7 @@ def test_every_option_of_serve_arrives() -> None:
         *("--max-model-len", "99", "--max-num-seqs", "3", "--max-num-batched-tokens", "7"),
         *("--max-num-queued", "5", "--policy", "priority", "--block-size", "32"),
         *("--kv-cache-bytes", "1.5G", "--kv-cache-fraction", "0.25", "--no-prefix-caching"),
+        *("--backend", "torch", "--plan-dir", "some/plans"),
     )
     assert serve_options.engine_options(args) == EngineOptions(
         model_dir=Path("some/model"),
@@ -62,9 +63,40 @@ def test_every_option_of_serve_arrives() -> None:
         max_num_batched_tokens=7,
         max_num_queued=5,
         policy="priority",
+        backend="torch",
+        plan_dir=Path("some/plans"),
         cache=CacheOptions(32, num_bytes=3 << 29, fraction=0.25, enable_prefix_caching=False),
     )
     assert serve_options.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 7.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "backend", "limits"),
+    [
+        ([], "torch", (64, 512)),
+        ([], "tensorrt", (256, 2048)),
+        (["--max-num-seqs", "3"], "tensorrt", (3, 2048)),
+        (["--max-num-batched-tokens", "100"], "tensorrt", (100, 100)),
+        (["--max-num-seqs", "600"], "torch", (600, 600)),
+        (["--max-num-seqs", "5", "--max-num-batched-tokens", "7"], "tensorrt", (5, 7)),
+    ],
+)
+def test_the_backend_decides_limits_that_were_not_given(
+    options: list[str], backend: str, limits: tuple[int, int]
+) -> None:
+    found = serve_options.engine_options(parse("serve", *options), backend)
+    assert (found.max_num_seqs, found.max_num_batched_tokens) == limits
+    assert found.backend == backend
+
+
+def test_plans_are_kept_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert parse("serve").plan_dir == Path("/home/ada/.cache/inflight/plans")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert parse("serve").plan_dir == Path("/home/ada/.cache/inflight/plans")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/ada")
+    assert parse("serve").plan_dir == Path("/var/cache/ada/inflight/plans")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +131,7 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
     assert "None)" not in shown
     assert "False)" not in shown
     if command == "serve":
-        for default in ("127.0.0.1", "50051", "16 MiB", "512", "0.9", "the demo model"):
+        for default in ("127.0.0.1", "50051", "16 MiB", "512; with TensorRT 2048", "0.9", "the demo model"):
             assert f"(default: {default})" in shown
 
 
@@ -108,7 +140,11 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
     [
         (["--port", "70000"], "port 70000: must be in [0, 65535]"),
         (["--max-num-seqs", "0"], "max_num_seqs 0: must be at least 1"),
-        (["--max-num-batched-tokens", "8"], "max_num_batched_tokens 8: must be at least max_num_seqs=64"),
+        (["--max-num-batched-tokens", "0"], "max_num_batched_tokens 0: must be at least max_num_seqs=1"),
+        (
+            ["--max-num-seqs", "9", "--max-num-batched-tokens", "8"],
+            "max_num_batched_tokens 8: must be at least max_num_seqs=9",
+        ),
         (["--block-size", "0"], "block size 0: must be in [1, 1024] tokens"),
         (["--kv-cache-fraction", "2"], "KV cache fraction 2.0: must be in (0, 1]"),
         (["--stream-interval", "nan"], "stream_interval nan: must be in [0, 10] seconds"),
@@ -240,7 +276,7 @@ def fetch(url: str) -> str:
 
 async def test_serve_announces_itself_answers_and_ends_with_0() -> None:
     options = ("--port", "0", "--metrics-port", "0", "--max-model-len", "64", "--kv-cache-bytes", "4M")
-    process = await start("serve", *options)
+    process = await start("serve", "--device", "cpu", *options)
     assert process.stdout is not None
     assert process.stderr is not None
     announced = ""
@@ -250,6 +286,8 @@ async def test_serve_announces_itself_answers_and_ends_with_0() -> None:
         announced += line
     rows = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in announced.splitlines()[:-1])
     assert rows["model"] == "demo (LlamaForCausalLM, float32 on cpu)"
+    assert rows["backend"] == "torch"
+    assert re.fullmatch(r"weights [\d.]+ s, in all [\d.]+ s", rows["start"])
     assert rows["longest sequence"] == "64 tokens"
     assert rows["KV cache"].startswith("4 MiB (")
     async with v1.Client(rows["gRPC"]) as client:
@@ -257,8 +295,12 @@ async def test_serve_announces_itself_answers_and_ends_with_0() -> None:
         assert answer.outputs[0].text.startswith(" 7 8 9")
     metrics = await asyncio.to_thread(fetch, rows["metrics"])
     assert "inflight_generation_tokens_total 6.0" in metrics
+    assert 'inflight_engine_info{backend="torch",device="cpu",dtype="float32"} 1.0' in metrics
+    assert "inflight_rejected_kernels 0.0" in metrics
+    assert 'inflight_startup_seconds{phase="weights"}' in metrics
     process.terminate()
     assert await process.wait() == 0
     log = (await process.stderr.read()).decode()
+    assert re.search(r"INFO weights: [\d.]+ MiB in [\d.]+ s", log)
     assert "length; tokens: " in log
     assert "Traceback" not in log
