@@ -9,6 +9,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_NUM_FRAMES = 6  # of a traceback, the innermost
+
 
 @dataclass(frozen=True, slots=True)
 class Aim:
@@ -26,8 +28,8 @@ class Aim:
 
     def cells(self) -> tuple[str, ...]:
         sign = "<=" if self.at_most else ">="
-        amounts = (f"{sign} {self.limit:,.4g} {self.unit}", f"{self.measured:,.4g} {self.unit}")
-        return (self.name, *amounts, "met" if self.is_met else "MISSED")
+        limit, measured = (f"{_amount(value)} {self.unit}" for value in (self.limit, self.measured))
+        return (self.name, f"{sign} {limit}", measured, "met" if self.is_met else "MISSED")
 
 
 class Report:
@@ -73,7 +75,7 @@ class Report:
         try:
             return work()
         except Exception:
-            self.line(f"{name}: {traceback.format_exc()}")
+            self.line(f"{name}: {traceback.format_exc(limit=-_NUM_FRAMES)}")
             self.failed.append(name)
             return None
 
@@ -88,3 +90,7 @@ class Report:
     @property
     def _elapsed(self) -> float:
         return time.perf_counter() - self._started
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

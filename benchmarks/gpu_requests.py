@@ -16,6 +16,7 @@ from scheduler.request import Request
 NUM_REQUESTS = 512
 NUM_PROMPT_TOKENS = 512
 NUM_NEW_TOKENS = 256
+_NUM_WARMUP_TOKENS = 64
 BUDGETS = (1024, 2048, 4096, 8192)
 _HEADER = (
     *("sampling", "rows", "budget", "prefix cache", "s", "tokens/s", "of peer", "steps", "mixed"),
@@ -49,11 +50,10 @@ def make_requests(
 
 def measure_requests(engine: Engine, report: Report) -> None:
     report.line(f"{NUM_REQUESTS} requests of {NUM_PROMPT_TOKENS} + {NUM_NEW_TOKENS} tokens. rows: at once")
-    report.line(f"peer: {peer.NAME}, {peer.GREEDY_TOKENS_PER_SECOND:,.0f} tokens/s greedy, ")
+    report.line(f"peer: {peer.NAME}, {peer.GREEDY_TOKENS_PER_SECOND:,.0f} tokens/s greedy,")
     report.line(f"{peer.SAMPLED_TOKENS_PER_SECOND:,.0f} sampled (temperature 0.8, top-p 0.95, top-k 50)")
     budgets = [budget for budget in BUDGETS if budget <= engine.routed.tokens.largest]
-    for budget in budgets:  # compiles what these steps lack
-        Server(engine, MAX_NUM_SEQS, budget).serve(make_requests(engine, NUM_REQUESTS, NUM_PROMPT_TOKENS, 4))
+    warm_up(engine)
     found: dict[Setting, Served] = {}
 
     def run(setting: Setting) -> None:
@@ -70,6 +70,12 @@ def measure_requests(engine: Engine, report: Report) -> None:
     run(Setting("greedy", MAX_NUM_SEQS, best.budget, True))
     report.table(_HEADER, [_cells(setting, served) for setting, served in found.items()])
     _set_aims(found, report)
+
+
+def warm_up(engine: Engine) -> None:
+    """Compiles what steps lack that have chunks beside any number of decode rows."""
+    requests = make_requests(engine, MAX_NUM_SEQS, _NUM_WARMUP_TOKENS, _NUM_WARMUP_TOKENS)
+    Server(engine, MAX_NUM_SEQS, MAX_NUM_SEQS + _NUM_WARMUP_TOKENS).serve(requests)
 
 
 def _sampling(index: int, *, sampled: bool) -> SamplingParams:

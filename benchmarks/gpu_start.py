@@ -49,9 +49,9 @@ def start(model_dir: Path, plan_dir: Path) -> dict[str, Any]:
     }
 
 
-def measure_starts(model_dir: Path, plan_dir: Path, triton_dir: Path, report: Report) -> None:
-    """plan_dir, triton_dir: empty or missing."""
-    starts = {kind: _start_apart(model_dir, plan_dir, triton_dir) for kind in ("cold", "warm")}
+def measure_starts(model_dir: Path, plan_dir: Path, kernel_dir: Path, report: Report) -> None:
+    """plan_dir, and kernel_dir for what Triton and the driver compile: empty or missing."""
+    starts = {kind: _start_apart(model_dir, plan_dir, kernel_dir) for kind in ("cold", "warm")}
     rows = [_cells(kind, found) for kind, found in starts.items()]
     report.line("seconds; ready: all phases and the rest, after the imports; process: all of it, and its end")
     report.table(("", "imports", *_PHASES, "ready", "first token", "process"), rows)
@@ -65,12 +65,12 @@ def measure_starts(model_dir: Path, plan_dir: Path, triton_dir: Path, report: Re
         report.aims.append(Aim(f"start, {kind}: imports, and all until ready", seconds, limits[kind], "s"))
 
 
-def _start_apart(model_dir: Path, plan_dir: Path, triton_dir: Path) -> dict[str, Any]:
+def _start_apart(model_dir: Path, plan_dir: Path, kernel_dir: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gpu_start", str(model_dir), str(plan_dir)]
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(triton_dir)}
+    caches = {"TRITON_CACHE_DIR": f"{kernel_dir}/triton", "CUDA_CACHE_PATH": f"{kernel_dir}/cuda"}
     started = time.perf_counter()
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        command, env={**os.environ, **caches}, capture_output=True, text=True, timeout=_TIMEOUT, check=False
     )
     seconds = time.perf_counter() - started
     if done.returncode:

@@ -64,10 +64,10 @@ class Benchmark:
     def start(self) -> None:
         self._fresh_dir.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix="fresh-", dir=self._fresh_dir))
-        measure_starts(self._model_dir, fresh / "plans", fresh / "triton", self._report)
+        measure_starts(self._model_dir, fresh / "plans", fresh / "kernels", self._report)
         # So that the engine finds its kernels compiled.
         self._plan_dir = fresh / "plans"
-        knobs.cache.dir = str(fresh / "triton")
+        knobs.cache.dir = str(fresh / "kernels" / "triton")
 
     def build(self) -> None:
         self._engine = build_engine(engine_options(self._model_dir, self._plan_dir, max(BUDGETS)))
