@@ -49,7 +49,7 @@ def why_not_tensorrt(options: EngineOptions) -> str | None:
 def why_no_packages() -> str | None:
     """Which of the optional packages that TensorRT plans and kernels need is missing; None: all are there."""
     for module in GPU_MODULES:
-        if not _has_module(module):
+        if not has_module(module):
             return (
                 f"the package {module.replace('.', '-')} is missing. Do: pip install 'inflight-engine[gpu]'"
             )
@@ -84,7 +84,8 @@ def _why_not_this_gpu() -> str | None:
     return None
 
 
-def _has_module(name: str) -> bool:
+def has_module(name: str) -> bool:
+    """It can be found; nothing is imported but its parents."""
     try:
         return find_spec(name) is not None
     except ModuleNotFoundError:  # of a parent package

@@ -1,4 +1,4 @@
-"""The command line: the only place that reads argv and the environment, and that prints.
+"""The command line, with its commands: the only place that reads argv and the environment, and that prints.
 
 Exit codes: 0 done, 1 a call or the engine failed, 2 a wrong option, machine or model, 130 interrupted.
 """
@@ -7,13 +7,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from engine.errors import ConfigError, ModelError
-from engine.serving.commands import demo, generate, info, serve
+from engine.errors import ConfigError, ModelError, TensorRTError
+from engine.serving.commands import demo, doctor, generate, info, plan, serve
 from engine.serving.version import version
 
 DESCRIPTION = "Serve decoder language models with in-flight batching over gRPC."
 EPILOG = "`inflight COMMAND --help` shows the options of a command."
-COMMANDS = {"serve": serve, "generate": generate, "info": info, "demo": demo}
+COMMANDS = {
+    "serve": serve,
+    "generate": generate,
+    "info": info,
+    "plan": plan,
+    "doctor": doctor,
+    "demo": demo,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, ModelError) as error:
         print(f"inflight: {error}", file=sys.stderr)
         return 2
+    except TensorRTError as error:
+        advice = "`inflight serve --backend torch` does without TensorRT, more slowly"
+        print(f"inflight: TensorRT failed: {error}\n{advice}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return code

@@ -25,7 +25,7 @@ from engine.tensorrt_backend.disk_cache import CacheFile, Key
 from engine.tensorrt_backend.gpu import Gpu, current_gpu
 from engine.tensorrt_backend.kernel_cache import KernelCache
 from engine.tensorrt_backend.library import Library, load_library
-from engine.tensorrt_backend.plan_cache import PlanCache, model_digest
+from engine.tensorrt_backend.plan_cache import CachedPlan, PlanCache, model_digest
 from engine.tensorrt_backend.plans import PlanSpec
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
 from engine.tensorrt_backend.selection import Selection, Selector, choices
@@ -55,13 +55,14 @@ def build(options: EngineOptions, progress: PhaseProgress | None = None) -> Buil
 
 def build_plans(
     options: EngineOptions, library: Library, config: ModelConfig, dtype: torch.dtype, gpu: str | None
-) -> Iterator[tuple[PlanSpec, bool]]:
-    """Make the plans of a model and keep them in options.plan_dir. Yields each as it is done, and whether it
-    had to be built. gpu: its name; None where there is none, which tensorrt_rtx does not need.
+) -> Iterator[tuple[PlanSpec, CachedPlan]]:
+    """Make the plans of a model and keep them in options.plan_dir. Yields each as it is done.
+
+    gpu: its name; None where there is none, which tensorrt_rtx does not need.
     """
     cache = PlanCache(library, options.plan_dir, gpu)
     for spec in plan_specs(config, dtype, buckets_of(options)):
-        yield spec, cache.get(spec).was_built
+        yield spec, cache.get(spec)
 
 
 def buckets_of(options: EngineOptions) -> Buckets:

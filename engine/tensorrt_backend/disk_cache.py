@@ -77,8 +77,8 @@ class CacheFile:
             return Miss("damaged: not the bytes that were written")
         return content
 
-    def write(self, content: bytes) -> None:
-        """Replaces file and manifest; logs a warning where that is impossible."""
+    def write(self, content: bytes) -> bool:
+        """Replaces file and manifest. Where that is impossible, logs a warning and returns False."""
         digest = hashlib.sha256(content).hexdigest()
         manifest = {"key": self._key, "num_bytes": len(content), "sha256": digest}
         try:
@@ -92,6 +92,8 @@ class CacheFile:
                 self._path,
                 error.strerror or error,
             )
+            return False
+        return True
 
     def _wait(self, descriptor: int) -> None:
         try:

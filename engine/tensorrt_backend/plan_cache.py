@@ -37,8 +37,11 @@ _MODEL_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class CachedPlan:
+    """is_kept: it is on disk, for the next start."""
+
     content: bytes
     was_built: bool
+    is_kept: bool
 
 
 class PlanCache:
@@ -59,17 +62,16 @@ class PlanCache:
         Raises TensorRTError where it has to be built and cannot.
         """
         if self._directory is None:
-            return CachedPlan(build_plan(self._library, spec), was_built=True)
+            return CachedPlan(build_plan(self._library, spec), was_built=True, is_kept=False)
         file = CacheFile(self.path(self._directory, spec), self._key(spec))
         with file.lock():
             found = file.read()
             if not isinstance(found, Miss):
-                return CachedPlan(found, was_built=False)
+                return CachedPlan(found, was_built=False, is_kept=True)
             if found.reason is not None:
                 _LOG.info("plan %s is built again: %s", spec.segment.name, found.reason)
             plan = build_plan(self._library, spec)
-            file.write(plan)
-        return CachedPlan(plan, was_built=True)
+            return CachedPlan(plan, was_built=True, is_kept=file.write(plan))
 
     def path(self, directory: Path, spec: PlanSpec) -> Path:
         """One file a model, segment, form, dtype and library; a change of anything else replaces it."""

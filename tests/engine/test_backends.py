@@ -57,13 +57,13 @@ def test_a_gpu_that_cannot_be_used_is_not_passed_over_in_silence(
 def test_a_missing_package_comes_with_the_command_that_installs_it(
     module: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    has = backends._has_module
-    monkeypatch.setattr(backends, "_has_module", lambda name: name != module and has(name))
+    has = backends.has_module
+    monkeypatch.setattr(backends, "has_module", lambda name: name != module and has(name))
     assert why_no_packages() == (f"the package {package} is missing. Do: pip install 'inflight-engine[gpu]'")
 
 
 def test_a_missing_parent_of_a_package_is_a_missing_package() -> None:
-    assert not backends._has_module("no_such_parent.child")
+    assert not backends.has_module("no_such_parent.child")
 
 
 def test_all_packages_are_here_for_tests() -> None:
