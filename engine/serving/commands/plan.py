@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engine.tensorrt_backend.library import Library
     from engine.tensorrt_backend.plan_cache import CachedPlan
 
-_TO_DO = (
-    "on a machine with that GPU, or use tensorrt_rtx, which needs none (pip install tensorrt_rtx==1.4.0.76)"
+_ADVICE = (
+    "Run it where that GPU is, or use tensorrt_rtx, which needs none: pip install tensorrt_rtx==1.4.0.76"
 )
 
 

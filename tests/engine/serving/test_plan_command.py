@@ -76,10 +76,7 @@ def test_a_missing_package_is_named(
 @without_gpu
 def test_a_library_that_builds_on_a_gpu_only_is_refused_without_one(library: Library) -> None:
     full = replace(library, name="tensorrt", version="10.13.2", is_rtx=False, can_build_without_gpu=False)
-    with pytest.raises(
-        BackendUnavailableError,
-        match=r"tensorrt 10\.13\.2 builds plans only for a GPU .*pip install tensorrt_rtx==",
-    ):
+    with pytest.raises(BackendUnavailableError, match=r"10\.13\.2 builds plans only for a GPU .*_rtx=="):
         find_gpu(full)
     assert find_gpu(library) is None
 
