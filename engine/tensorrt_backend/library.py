@@ -63,6 +63,7 @@ class Library:
     has_runtime_cache: bool
     has_engine_validity: bool
     has_capture_query: bool
+    has_float32_products: bool  # tensorrt_rtx multiplies float32 matrices in TF32, whatever its flag says
     errors: deque[str]  # the library's own words since the last failure
 
     def failure(self, what: str) -> TensorRTError:
@@ -151,6 +152,7 @@ def _load(name: str) -> Library:
         has_runtime_cache=hasattr(module, "IRuntimeCache"),
         has_engine_validity=hasattr(module.Runtime, "get_engine_validity"),
         has_capture_query=hasattr(module.IExecutionContext, "is_stream_capturable"),
+        has_float32_products=not is_rtx,
         errors=errors,
     )
 

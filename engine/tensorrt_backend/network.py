@@ -44,9 +44,12 @@ class NetworkOps:
         return self._output(self._network.add_gather(table, token_ids, 0), "embedding")
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        operation = self._trt.MatrixOperation
-        layer = self._network.add_matrix_multiply(x, operation.NONE, weight, operation.TRANSPOSE)
-        product = self._output(layer, "linear")
+        if x.dtype == self._trt.float32 and not self._library.has_float32_products:
+            product = self._exact_product(x, weight)
+        else:
+            operation = self._trt.MatrixOperation
+            layer = self._network.add_matrix_multiply(x, operation.NONE, weight, operation.TRANSPOSE)
+            product = self._output(layer, "linear")
         return product if bias is None else self._elementwise("SUM", product, self._row(bias, 2))
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
@@ -93,8 +96,20 @@ class NetworkOps:
         scale = self._cast(self._row(weight, rank), torch.float32)
         return self._cast(self._elementwise("PROD", normed, scale), self._library.torch_dtype(x.dtype))
 
+    def _exact_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x @ weight.T as one fused kernel of products and sums, without tensor cores: [N, 1, K] * [1, M, K].
+
+        For models in float32, which are small or tests: from 3 times as slow (64 x 1024 x 1024) to 60 times
+        (256 x 4096 x 4096).
+        """
+        rows, columns = weight.shape
+        a, b = self._reshape(x, (0, 1, columns)), self._reshape(weight, (1, rows, columns))
+        products = self._elementwise("PROD", a, b)
+        layer = self._network.add_reduce(products, self._trt.ReduceOperation.SUM, 1 << 2, False)
+        return self._output(layer, "linear")
+
     def _silu(self, x: Tensor) -> Tensor:
-        """Also in float32: not only as exact as torch's, a plan for 2048 tokens is a tenth faster for it."""
+        """torch's kernel: in float32, rounded once."""
         wide = self._cast(x, torch.float32)
         layer = self._network.add_activation(wide, self._trt.ActivationType.SIGMOID)
         silu = self._elementwise("PROD", wide, self._output(layer, "sigmoid"))

@@ -9,7 +9,11 @@ from engine.tensorrt_backend.segments import SegmentSpec, define
 
 @dataclass(frozen=True, slots=True)
 class PlanSpec:
-    """A segment and the numbers of tokens it is built for, ascending: profile i is of buckets[i]."""
+    """A segment and the numbers of tokens it is built for, ascending: profile i is of buckets[i].
+
+    Contexts of the first bucket are made without Python's lock; those of the others hold it while their
+    kernels are compiled.
+    """
 
     segment: SegmentSpec
     buckets: tuple[int, ...]
@@ -49,9 +53,8 @@ def _config(library: Library, builder: Any) -> Any:
     config.clear_flag(flags.TF32)  # float32 means float32
     config.max_aux_streams = 0  # work on other streams could not be captured in our graph
     if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(
-            flags.REQUIRE_USER_ALLOCATION
-        )  # RTX: else a plan may allocate, which no capture allows
+        # Only tensorrt_rtx has it: else a plan may allocate, which no capture allows.
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
     return config
 
 

@@ -121,6 +121,21 @@ def test_weights_do_not_grow_a_plan(library: Library) -> None:
     assert len(build_plan(library, PlanSpec(spec, BUCKETS))) < num_bytes / 5
 
 
+def test_float32_products_stay_off_the_tensor_cores_where_those_would_round(library: Library) -> None:
+    spec = segment_spec(SegmentKind.MIDDLE, model_config("llama2"), torch.float32)
+    assert _num_matrix_products(library, spec) == 0
+    assert _num_matrix_products(replace(library, has_float32_products=True), spec) == 4
+    spec = segment_spec(SegmentKind.MIDDLE, model_config("llama2"), torch.bfloat16)
+    assert _num_matrix_products(library, spec) == 4
+
+
+def _num_matrix_products(library: Library, spec: SegmentSpec) -> int:
+    _builder, network = _new_network(library)
+    define(library, network, spec)
+    kinds = [network.get_layer(i).type for i in range(network.num_layers)]
+    return kinds.count(library.module.LayerType.MATRIX_MULTIPLY)
+
+
 def test_the_library_says_what_is_wrong(library: Library) -> None:
     _builder, network = _new_network(library)
     ops = NetworkOps(library, network)
