@@ -42,23 +42,27 @@ def seconds(call: Callable[[], object], replays: int = 20) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
+    return statistics.median(_times(graph.replay, replays))
+
+
+def _times(call: Callable[[], object], repeats: int = 20) -> list[float]:
     begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     times: list[float] = []
-    for _ in range(replays):
+    for _ in range(repeats):
         begin.record()
-        graph.replay()
+        call()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+    return times
 
 
 def copy_bandwidth() -> float:
     """Bytes read and written a second, by a copy of 4 GiB."""
     source = torch.ones(1 << 32, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.nbytes / seconds(lambda: target.copy_(source))
+    return 2 * source.nbytes / statistics.median(_times(lambda: target.copy_(source)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ arXiv:2307.08691): a program for each tile and PACK query heads of one key/value
 import triton
 import triton.language as tl
 
-from engine.attention.kernels.parts import LEAST, fold, line_offsets, load_lines, load_rotated, normalize
+from engine.attention.kernels.parts import (
+    LEAST,
+    fold,
+    line_offsets,
+    load_blocks,
+    load_lines,
+    load_rotated,
+    normalize,
+)
 
 
 @triton.jit
@@ -13,7 +21,7 @@ def _attend_keys(
     q,
     keys,
     values,
-    table_row,
+    blocks,
     head,
     key,
     end,
@@ -33,22 +41,18 @@ def _attend_keys(
 ):
     """Some keys, positions `key`. Not MASKED: all of them are seen by all queries."""
     is_read = key < end
-    if MASKED:
-        blocks = tl.load(table_row + key // BLOCK_SIZE, mask=is_read, other=0)
-    else:
-        blocks = tl.load(table_row + key // BLOCK_SIZE)
     offsets = (
         line_offsets(blocks, key, head, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, WIDE)[:, None] + column[None, :]
     )
     k = load_lines(keys + offsets, is_read, column, HEAD_DIM, COLUMNS, MASKED)
     v = load_lines(values + offsets, is_read, column, HEAD_DIM, COLUMNS, MASKED)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    products = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
         is_seen = key[None, :] <= query_position[:, None]
         if WINDOW > 0:
             is_seen = is_seen & (key[None, :] > query_position[:, None] - WINDOW)
-        scores = tl.where(is_seen, scores, float("-inf"))
-    return fold(scores, v, largest, total, weighted)
+        products = tl.where(is_seen, products, float("-inf"))
+    return fold(products, v, scale, largest, total, weighted)
 
 
 @triton.jit(do_not_specialize=["qkv_stride", "out_stride", "table_stride"])
@@ -112,28 +116,39 @@ def attend_tiles(
     total = tl.zeros([PACK * TILE_TOKENS], tl.float32)
     weighted = tl.zeros([PACK * TILE_TOKENS, COLUMNS], tl.float32)
     table_row = table + row.to(tl.int64) * table_stride
-    key = tl.arange(0, KEYS)
-    start = position * 0
+    start = tl.maximum(position - (WINDOW - 1), 0) if WINDOW > 0 else position * 0
+    key = start + tl.arange(0, KEYS)
+    # Block ids are read some keys ahead: the loads of keys and values need not wait for them.
+    blocks = load_blocks(table_row, key, end, BLOCK_SIZE)
     if WINDOW > 0:
-        start = tl.maximum(position - (WINDOW - 1), 0)
-        for _ in range(tl.cdiv(tl.maximum(end - WINDOW - start, 0), KEYS)):
+        num_at_edge = tl.cdiv(tl.maximum(end - WINDOW - start, 0), KEYS)
+        for _ in range(num_at_edge):
+            next_blocks = load_blocks(table_row, key + KEYS, end, BLOCK_SIZE)
             largest, total, weighted = _attend_keys(
-                q, keys, values, table_row, head, start + key, end, query_position, column, scale,
+                q, keys, values, blocks, head, key, end, query_position, column, scale,
                 largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, WINDOW, True,
             )  # fmt: skip
-            start += KEYS
+            key += KEYS
+            blocks = next_blocks
+        start += num_at_edge * KEYS
     num_seen_by_all = tl.maximum(position + 1 - start, 0) // KEYS
-    for step in range(num_seen_by_all):
+    for _ in range(num_seen_by_all):
+        next_blocks = load_blocks(table_row, key + KEYS, end, BLOCK_SIZE)
         largest, total, weighted = _attend_keys(
-            q, keys, values, table_row, head, start + step * KEYS + key, end, query_position, column, scale,
+            q, keys, values, blocks, head, key, end, query_position, column, scale,
             largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, WINDOW, False,
         )  # fmt: skip
+        key += KEYS
+        blocks = next_blocks
     start += num_seen_by_all * KEYS
-    for step in range(tl.cdiv(tl.maximum(end - start, 0), KEYS)):
+    for _ in range(tl.cdiv(tl.maximum(end - start, 0), KEYS)):
+        next_blocks = load_blocks(table_row, key + KEYS, end, BLOCK_SIZE)
         largest, total, weighted = _attend_keys(
-            q, keys, values, table_row, head, start + step * KEYS + key, end, query_position, column, scale,
+            q, keys, values, blocks, head, key, end, query_position, column, scale,
             largest, total, weighted, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDE, COLUMNS, WINDOW, True,
         )  # fmt: skip
+        key += KEYS
+        blocks = next_blocks
 
     lines = (token.to(tl.int64) * out_stride + query_head)[:, None] + column[None, :]
     tl.store(out + lines, normalize(weighted, total).to(out.dtype.element_ty), mask=mask)

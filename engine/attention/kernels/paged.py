@@ -15,6 +15,8 @@ from engine.attention.kernels.tuning import TILE_TOKENS, Tuning, tune
 from engine.attention.kernels.write import write
 from engine.attention.plan import AttentionShape
 
+_MERGED_AT_ONCE = 4096  # float32 values that a program holds, of several pieces
+
 
 class PagedAttention:
     """One layer group's attention. Its scratch memory serves all buckets: steps run one after another, on one
@@ -49,17 +51,17 @@ class PagedAttention:
         self.max_num_tokens, self.max_num_lone = max_num_tokens, max_num_lone
         self.scale = math.log2(math.e) / math.sqrt(shape.head_dim)
         self.columns = triton.next_power_of_2(max(shape.head_dim, 16))
-        self.queries = triton.next_power_of_2(max(shape.num_heads // shape.num_kv_heads, 16))
+        self.group_rows = triton.next_power_of_2(shape.num_heads // shape.num_kv_heads)
+        self.pdl = False
         self.is_wide = shape.num_lines * shape.head_dim >= 1 << 31
         angles = (max_num_tokens, shape.head_dim // 2)
         self.cosines = torch.empty(angles, dtype=torch.float32, device=device)
         self.sines = torch.empty(angles, dtype=torch.float32, device=device)
         self.previous = torch.empty(max_num_lone, dtype=torch.int32, device=device)
-        num_pieces = max_num_lone + tuning.num_splits
+        num_pieces = max_num_lone + tuning.most_pieces
         self.pieces = torch.empty((num_pieces, NUM_WORDS.value), dtype=torch.int32, device=device)
-        self.num_pieces = torch.zeros(1, dtype=torch.int32, device=device)
         # Contexts of a single piece need no slot; of the others, rounding up at most doubles the pieces.
-        partial = (2 * tuning.num_splits, shape.num_kv_heads, self.queries)
+        partial = (2 * tuning.most_pieces, shape.num_kv_heads, self.group_rows)
         self.sums = torch.empty((*partial, shape.head_dim), dtype=torch.float32, device=device)
         self.softmaxes = torch.empty((*partial, 2), dtype=torch.float32, device=device)
         arrivals = (max_num_lone, shape.num_kv_heads)
@@ -89,17 +91,18 @@ class PagedAttention:
             self.cosines,
             self.sines,
             self.pieces,
-            self.num_pieces,
             self.previous,
             num_lone,
             WINDOW=self.window,
             HALF=half,
             PAIRS=triton.next_power_of_2(half),
             LONE=triton.next_power_of_2(max(num_lone, 16)),
-            TARGET=self.tuning.num_splits,
-            SLOTS=triton.next_power_of_2(self.tuning.num_splits),
-            TILE=self.tuning.lone.keys,
+            MOST=self.tuning.most_pieces,
+            ENOUGH=self.tuning.enough_pieces,
             LEAST_TILES=self.tuning.least_tiles,
+            SLOTS=triton.next_power_of_2(self.tuning.most_pieces),
+            PIECES=triton.next_power_of_2(self.tuning.most_pieces + num_lone),
+            TILE=self.tuning.lone.keys,
             num_warps=4,
         )
         return StepAttention(self, rows, positions, tiles, num_lone)
@@ -161,7 +164,7 @@ class StepAttention:
 
     def _attend_lone(self, qkv: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         group, shape, launch = self._group, self._group.shape, self._group.tuning.lone
-        attend_lone[(shape.num_kv_heads, self._num_lone + group.tuning.num_splits)](
+        attend_lone[(shape.num_kv_heads, self._num_lone + group.tuning.most_pieces)](
             qkv,
             keys,
             values,
@@ -171,7 +174,6 @@ class StepAttention:
             group.sines,
             group.previous,
             group.pieces,
-            group.num_pieces,
             group.sums,
             group.softmaxes,
             group.arrivals,
@@ -184,9 +186,13 @@ class StepAttention:
             HEAD_DIM=shape.head_dim,
             BLOCK_SIZE=shape.block_size,
             WIDE=group.is_wide,
-            QUERIES=group.queries,
+            ROWS=group.group_rows,
+            QUERIES=max(group.group_rows, 16),
             COLUMNS=group.columns,
             TILE=launch.keys,
+            AT_ONCE=max(1, _MERGED_AT_ONCE // (group.group_rows * group.columns)),
+            PDL=group.pdl,
+            launch_pdl=group.pdl,
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
         )

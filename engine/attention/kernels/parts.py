@@ -45,6 +45,12 @@ def line_offsets(
 
 
 @triton.jit
+def load_blocks(table_row, position, end, BLOCK_SIZE: tl.constexpr):
+    """The ids of the blocks of positions. At and after end, where the table may hold anything: 0."""
+    return tl.load(table_row + position // BLOCK_SIZE, mask=position < end, other=0)
+
+
+@triton.jit
 def load_lines(
     pointers, is_read, column, HEAD_DIM: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr
 ):
@@ -59,12 +65,12 @@ def load_lines(
 
 
 @triton.jit
-def fold(scores, v, largest, total, weighted):
+def fold(products, v, scale, largest, total, weighted):
     """One more tile of keys into the softmax (arXiv:1805.02867): the largest score so far, the sum of the
-    weights, and the weighted sum of the values."""
-    new_largest = tl.maximum(largest, tl.max(scores, 1))
+    weights, and the weighted sum of the values. products: scores before their scale."""
+    new_largest = tl.maximum(largest, tl.max(products, 1) * scale)
     shrink = tl.exp2(largest - new_largest)
-    weights = tl.exp2(scores - new_largest[:, None])
+    weights = tl.exp2(products * scale - new_largest[:, None])
     total = total * shrink + tl.sum(weights, 1)
     weighted = tl.dot(weights.to(v.dtype), v, weighted * shrink[:, None], input_precision="ieee")
     return new_largest, total, weighted

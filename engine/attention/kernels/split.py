@@ -34,17 +34,18 @@ def split(
     cosines,
     sines,
     pieces,
-    num_pieces,
     previous,
     num_lone,
     WINDOW: tl.constexpr,
     HALF: tl.constexpr,  # pairs of columns
     PAIRS: tl.constexpr,  # the power of two at or above it
     LONE: tl.constexpr,  # a power of two, at least num_lone
-    TARGET: tl.constexpr,  # pieces, besides one a token
-    SLOTS: tl.constexpr,  # a power of two, at least TARGET
+    MOST: tl.constexpr,  # pieces, besides one a token
+    ENOUGH: tl.constexpr,  # pieces to keep the device busy
+    LEAST_TILES: tl.constexpr,  # of a piece, where there are enough
+    SLOTS: tl.constexpr,  # a power of two, at least MOST
+    PIECES: tl.constexpr,  # a power of two, at least MOST + num_lone
     TILE: tl.constexpr,  # keys
-    LEAST_TILES: tl.constexpr,  # of a piece
 ):
     """A program for each token of the step.
 
@@ -72,14 +73,17 @@ def split(
 
         # From positions alone: an upper bound, where others of the row are lone in this step too.
         num_tiles = tl.cdiv(tl.maximum(other_position, 0) - _first_key(other_position, WINDOW), TILE)
-        piece_tiles = tl.maximum(tl.cdiv(tl.sum(num_tiles, 0), TARGET), LEAST_TILES)
+        all_tiles = tl.sum(num_tiles, 0)
+        piece_tiles = tl.maximum(tl.cdiv(all_tiles, MOST), LEAST_TILES)
+        piece_tiles = tl.minimum(piece_tiles, tl.maximum(tl.cdiv(all_tiles, ENOUGH), 1))
         counts = tl.where(is_lone, tl.maximum(tl.cdiv(num_tiles, piece_tiles), 1), 0)
         is_split = counts > 1
         count = tl.sum(tl.where(other == token, counts, 0), 0)
         first_piece = tl.sum(tl.where(other < token, counts, 0), 0)
         first_slot = tl.sum(tl.where((other < token) & is_split, counts, 0), 0)
         if token == num_lone - 1:
-            tl.store(num_pieces, first_piece + count)
+            idle = first_piece + count + tl.arange(0, PIECES)
+            tl.store(pieces + idle * NUM_WORDS + TOKEN, idle * 0 - 1, mask=idle < num_lone + MOST)
 
         first_key = _first_key(position, WINDOW)
         first_new = tl.min(tl.where(is_ours, other_position, position), 0)

@@ -13,7 +13,7 @@ if torch.cuda.is_available():
     pytest.skip("kernels are compiled here: test_kernels_gpu.py", allow_module_level=True)
 
 CPU = torch.device("cpu")
-SMALL = Tuning(Launch(32, 4, 2), Launch(32, 4, 2), pack=1, num_splits=8, least_tiles=1)
+SMALL = Tuning(Launch(32, 4, 2), Launch(32, 4, 2), pack=1, most_pieces=8, enough_pieces=5, least_tiles=2)
 HEADS = Heads(4, 2, 16)
 
 
