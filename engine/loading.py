@@ -115,6 +115,15 @@ def choose_dtype(name: str, model: ModelConfig, device: torch.device) -> torch.d
     return dtype
 
 
+def out_of_memory(options: EngineOptions, error: torch.OutOfMemoryError) -> ConfigError:
+    """What was allocated, who holds the rest, and what to do."""
+    amounts = str(error).split(" Of the allocated memory")[0]
+    return ConfigError(
+        f"{options.model_dir} does not fit the device: {amounts} Do: give lower --max-num-batched-tokens and "
+        "--max-num-seqs, or free memory; `nvidia-smi` lists who holds it"
+    )
+
+
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -40,6 +40,12 @@ def why_no_cuda() -> str | None:
     return f"{driver} is here, but torch cannot use it: {_initialization_error()}"
 
 
+def lost_device(error: BaseException) -> str:
+    """What to tell of an error of CUDA in a step: it sticks to the process, so no further step can run."""
+    reason = str(error).splitlines()[0]
+    return f"the GPU is lost to this process ({reason}): restart it; an Xid error in `dmesg` may say why"
+
+
 def _initialization_error() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]

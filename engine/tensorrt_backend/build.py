@@ -11,8 +11,15 @@ from engine.attention.kernels import TILE_TOKENS, PagedAttention
 from engine.attention.plan import AttentionShape
 from engine.attention.rope import inverse_frequencies
 from engine.config import EngineOptions
-from engine.errors import ConfigError
-from engine.loading import BuiltBackend, LoadedModel, PhaseProgress, StartReport, free_bytes, load_model
+from engine.loading import (
+    BuiltBackend,
+    LoadedModel,
+    PhaseProgress,
+    StartReport,
+    free_bytes,
+    load_model,
+    out_of_memory,
+)
 from engine.memory import MemoryBudget, PoolDemand, size_pool
 from engine.model.config import ModelConfig
 from engine.sampling.kernels import DeviceSampler
@@ -50,7 +57,7 @@ def build(options: EngineOptions, progress: PhaseProgress | None = None) -> Buil
     try:
         return _Build(options, progress).run()
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{options.model_dir} does not fit the GPU: {error}") from error
+        raise out_of_memory(options, error) from error
 
 
 def build_plans(

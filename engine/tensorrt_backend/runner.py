@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from engine.attention.kernels import TILE_TOKENS
+from engine.nvidia import lost_device
 from engine.sampling.kernels import DeviceSampler
 from engine.sampling.params import SamplingParams
 from engine.tensorrt_backend.buckets import Router
@@ -164,7 +165,7 @@ class TensorRTRunner:
             try:
                 self._stream.synchronize()
             except torch.AcceleratorError as lost:
-                raise FatalStepError(_lost(lost)) from error
+                raise FatalStepError(lost_device(lost)) from error
             raise
 
 
@@ -192,9 +193,3 @@ class _Pending:
 
 def _padded(words: Words, size: int, value: int) -> Words:
     return np.pad(words, (0, size - len(words)), constant_values=value)
-
-
-def _lost(error: BaseException) -> str:
-    """Such errors stick: no call of this process to the GPU will succeed any more."""
-    reason = str(error).splitlines()[0]
-    return f"the GPU is lost to this process ({reason}): restart it; an Xid error in `dmesg` may say why"

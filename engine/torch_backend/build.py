@@ -5,8 +5,14 @@ import time
 import torch
 
 from engine.config import EngineOptions
-from engine.errors import ConfigError
-from engine.loading import BuiltBackend, PhaseProgress, StartReport, free_bytes, load_model
+from engine.loading import (
+    BuiltBackend,
+    PhaseProgress,
+    StartReport,
+    free_bytes,
+    load_model,
+    out_of_memory,
+)
 from engine.memory import PoolDemand, size_pool
 from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
@@ -26,7 +32,7 @@ def build(options: EngineOptions, progress: PhaseProgress | None = None) -> Buil
     try:
         return _build(options, progress)
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{options.model_dir} does not fit the device: {error}") from error
+        raise out_of_memory(options, error) from error
 
 
 def _build(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:

@@ -7,6 +7,7 @@ from engine.attention.lone import can_sample
 from engine.attention.plan import AttentionShape, Planner
 from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
+from engine.nvidia import lost_device
 from engine.sampling.sampler import Sampler
 from engine.torch_backend.batch_state import BatchState, to_device
 from engine.torch_backend.model import TorchModel
@@ -66,7 +67,7 @@ class TorchRunner:
             assert len(packed.token_ids) == step.num_tokens
             sampled = self._compute(packed)
         except torch.AcceleratorError as error:
-            raise FatalStepError(str(error)) from error
+            raise FatalStepError(lost_device(error)) from error
         self._advance(step)
         return _Pending(step.step_id, sampled)
 
@@ -119,6 +120,6 @@ class _Pending:
             try:
                 self._event.synchronize()
             except torch.AcceleratorError as error:
-                raise FatalStepError(str(error)) from error
+                raise FatalStepError(lost_device(error)) from error
         token_ids, finishes = self._sampled.tolist()
         return StepOutput(self._step_id, token_ids, finishes)

@@ -11,7 +11,7 @@ from engine import backends
 from engine.backends import build_backend, choose_backend, why_no_compiler, why_no_packages, why_not_tensorrt
 from engine.config import EngineOptions
 from engine.demo import MODEL_DIR
-from engine.errors import BackendUnavailableError
+from engine.errors import BackendUnavailableError, ConfigError
 from engine.nvidia import Driver
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU can be used")
@@ -88,3 +88,19 @@ def test_a_gpu_that_fails_at_the_start_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("engine.torch_backend.build.build", fail)
     with pytest.raises(BackendUnavailableError, match=r"\(CUDA error: uncorrectable ECC error\): `nv"):
         build_backend(options(device="cpu"))
+
+
+def test_a_gpu_without_enough_memory_comes_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Any:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of "
+            "which 5.75 MiB is free. Of the allocated memory 78.00 GiB is allocated by PyTorch."
+        )
+
+    monkeypatch.setattr("engine.torch_backend.build.load_model", fail)
+    with pytest.raises(ConfigError) as caught:
+        build_backend(options(device="cpu"))
+    message = str(caught.value)
+    assert message.startswith(f"{MODEL_DIR} does not fit the device: CUDA out of memory. Tried to allocate")
+    assert "5.75 MiB is free. Do: give lower --max-num-batched-tokens" in message
+    assert "by PyTorch" not in message

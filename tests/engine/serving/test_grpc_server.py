@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engine.errors import ConfigError
+from engine.nvidia import lost_device
 from engine.serving.grpc_server import SERVICE, GrpcServer
 from engine.serving.lifecycle import serve
 from engine.serving.options import ServerOptions
@@ -148,16 +149,34 @@ async def test_what_does_not_finish_in_time_is_aborted(way: str) -> None:
     fake.check_is_empty()
 
 
-async def test_a_dead_engine_ends_the_server_with_1() -> None:
+async def test_a_lost_gpu_fails_every_request_turns_health_off_and_ends_with_1(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cause = "CUDA error: an illegal memory access was encountered"
+    reason = lost_device(RuntimeError(f"{cause}\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions."))
+    gate = Gate()
+
     def die(step: StepInput) -> None:
-        raise FatalStepError("the device is lost")
+        gate(step)
+        raise FatalStepError(reason)
 
     async def use(client: v1.Client) -> None:
-        with pytest.raises(grpc.aio.AioRpcError, match="the device is lost"):
-            await client.generate_once("a")
+        stub: Any = health_pb2_grpc.HealthStub(client.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watch.read()).status == SERVING
+        runs, waits = (client.generate_once("a") for _ in range(2))
+        await gate.arrival()
+        gate.open()
+        for answer in await asyncio.gather(runs, waits, return_exceptions=True):
+            assert isinstance(answer, grpc.aio.AioRpcError)
+            assert answer.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+            assert f"the GPU is lost to this process ({cause}): restart it" in (answer.details() or "")
+        assert (await watch.read()).status == NOT_SERVING
 
-    fake = fake_engine(FakeEngineOptions(runner=FakeRunner(before_step=die)))
+    fake = fake_engine(FakeEngineOptions(max_num_seqs=1, runner=FakeRunner(before_step=die)))
     assert await serve_while(fake, use) == 1
+    (last,) = (record for record in caplog.records if record.levelname == "CRITICAL")
+    assert last.getMessage() == f"the engine is dead: FatalStepError: {reason}"
 
 
 async def test_an_engine_that_hangs_ends_the_server_with_1() -> None:
