@@ -5,7 +5,7 @@ from pathlib import Path
 from engine.config import EngineOptions
 
 MAX_NUM_SEQS = 512
-TOKEN_BUDGET = 2048
+TOKEN_BUDGET = 1024
 MAX_MODEL_LEN = 16384
 
 

@@ -19,7 +19,7 @@ class StepLimits:
     max_num_batched_tokens: int
 
 
-DEFAULT_LIMITS: Mapping[str, StepLimits] = {"torch": StepLimits(64, 512), "tensorrt": StepLimits(256, 2048)}
+DEFAULT_LIMITS: Mapping[str, StepLimits] = {"torch": StepLimits(64, 512), "tensorrt": StepLimits(256, 1024)}
 """By backend: what a GPU takes at once to be busy is too much for a CPU."""
 
 

@@ -247,7 +247,7 @@ class _Build:
                 frequencies,
                 table,
                 max_num_tokens=max_num_tokens,
-                max_num_lone=max_num_tokens,
+                max_num_lone=self._buckets.decode[-1],
                 max_model_len=config.max_model_len,
                 dtype=model.dtype,
             )

@@ -33,11 +33,10 @@ class PackedStep:
     sample_index: Words
 
 
-def pack(step: StepInput, *, from_state: int, tile_tokens: int) -> PackedStep:
-    """tile_tokens: most tokens of a tile."""
+def pack(step: StepInput, *, from_state: int, tile_tokens: int, max_num_lone: int) -> PackedStep:
+    """tile_tokens: most tokens of a tile. max_num_lone: at least as many as there are decode rows."""
     num_decodes = len(step.decode_rows)
-    short = [chunk for chunk in step.chunks if len(chunk.token_ids) <= MAX_LONE_CHUNK]
-    long = [chunk for chunk in step.chunks if len(chunk.token_ids) > MAX_LONE_CHUNK]
+    short, long = _partition(step.chunks, max_num_lone - num_decodes)
     rows = [np.array(step.decode_rows, dtype=np.int32)]
     positions = [np.full(num_decodes, from_state, dtype=np.int32)]
     token_ids = [np.zeros(num_decodes, dtype=np.int32)]
@@ -58,6 +57,18 @@ def pack(step: StepInput, *, from_state: int, tile_tokens: int) -> PackedStep:
         sample_rows=np.array((*step.decode_rows, *sampling), dtype=np.int32),
         sample_index=np.array((*range(num_decodes), *(ends[row] - 1 for row in sampling)), dtype=np.int32),
     )
+
+
+def _partition(chunks: tuple[Chunk, ...], max_num_tokens: int) -> tuple[list[Chunk], list[Chunk]]:
+    """Those that attend token by token, at most max_num_tokens in all, and the others."""
+    short: list[Chunk] = []
+    long: list[Chunk] = []
+    for chunk in chunks:
+        num_tokens = len(chunk.token_ids)
+        is_short = num_tokens <= min(MAX_LONE_CHUNK, max_num_tokens)
+        max_num_tokens -= num_tokens if is_short else 0
+        (short if is_short else long).append(chunk)
+    return short, long
 
 
 def _ends(chunks: tuple[Chunk, ...], start: int) -> dict[int, int]:

@@ -124,7 +124,10 @@ class TensorRTRunner:
 
     def _mixed(self, step: StepInput) -> torch.Tensor:
         """[2, bucket], token ids and finish codes of the rows that sample."""
-        packed, routed = pack(step, from_state=FROM_STATE, tile_tokens=TILE_TOKENS), self._routed
+        routed = self._routed
+        packed = pack(
+            step, from_state=FROM_STATE, tile_tokens=TILE_TOKENS, max_num_lone=routed.decode.largest
+        )
         bucket, num_samples = routed.tokens.bucket_for(len(packed.rows)), len(packed.sample_rows)
         sampled = routed.decode.bucket_for(num_samples) if num_samples else 0
         rows, positions, token_ids, tiles, sample_rows, index = self._uploads.upload(

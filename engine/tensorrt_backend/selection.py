@@ -6,14 +6,14 @@ Measured once on a GPU, then kept on disk beside the plans.
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
 from engine.loading import LoadedModel
 from engine.tensorrt_backend.buckets import Router
-from engine.tensorrt_backend.candidates import TORCH, Buckets, Candidates, Report
+from engine.tensorrt_backend.candidates import SKINNY, TORCH, Buckets, Candidates, Report
 from engine.tensorrt_backend.disk_cache import CacheFile, Miss
 from engine.tensorrt_backend.forms import ComposedSegments, Segments
 from engine.tensorrt_backend.graphs import measure
@@ -24,6 +24,8 @@ from engine.tensorrt_backend.step_buffers import StepBuffers
 _LOG = logging.getLogger(__name__)
 
 _MAX_LAYERS = 8  # measured in turn: together their weights are many times the GPU's cache
+_ENOUGH = 0.8  # of the bandwidth of a copy, at which matrix products are as good as they get
+_COPY_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,14 @@ class Selector:
         stream: torch.cuda.Stream,
     ) -> None:
         self.rejected: list[str] = []
+        self._settled: set[int] = set()
+        self._usable_forms: dict[tuple[str, int, str], bool] = {}
         self._model, self._buckets, self._candidates = model, buckets, candidates
         self._buffers, self._stream = buffers, stream
         self._check = SelfCheck(model)
         for tensor in (*buffers.residuals, buffers.attended, buffers.last_attended, buffers.last_residual):
             tensor.normal_()  # a GPU multiplies zeros faster than anything it will meet
+        torch.cuda.synchronize(model.device)  # what was made on other streams is there
 
     def select(self, file: CacheFile | None, report: Report) -> Selection:
         """From what was measured before, if all of it still passes the check; else measured now."""
@@ -75,9 +80,9 @@ class Selector:
             if all(self._usable(choice.form, bucket, part) for part, bucket, choice in choices(known)):
                 return known
             _LOG.warning("what was measured before is not used: %s", self.rejected[-1])
-        wanted = [
-            (name, bucket) for bucket in self._buckets.tokens for name in self._candidates.names(bucket)
-        ]
+        self._settle()
+        buckets = self._buckets.tokens
+        wanted = [(name, bucket) for bucket in buckets for name in self._names(bucket)]
         self._candidates.prepare(wanted, self._stream, report)
         selection = Selection(
             layers={bucket: self._choose(bucket, "layers") for bucket in self._buckets.tokens},
@@ -105,11 +110,32 @@ class Selector:
         wanted = ((choice.form, bucket) for _, bucket, choice in choices(known))
         self._candidates.prepare(wanted, self._stream, report)
 
+    def _settle(self) -> None:
+        """Find the buckets where the own kernels leave so little to gain that no plan has to be compiled."""
+        floor = self._floor()
+        for bucket in self._buckets.decode:
+            if SKINNY not in self._candidates.names(bucket) or not self._usable(SKINNY, bucket, "layers"):
+                continue
+            microseconds = self._measure(self._candidates.make(SKINNY, bucket), bucket, "layers")
+            if microseconds * _ENOUGH <= floor:
+                self._settled.add(bucket)
+
+    def _floor(self) -> float:
+        """Microseconds that reading the weights of the middle segments takes at the speed of a copy."""
+        layers, device = self._model.weights.layers, self._model.device
+        source, destination = torch.empty((2, _COPY_BYTES), dtype=torch.uint8, device=device)
+        copied = measure(lambda: destination.copy_(source), self._stream)
+        weights = (getattr(layers[0], field.name) for field in fields(layers[0]))
+        layer_bytes: int = sum(weight.nbytes for weight in weights if weight is not None)
+        return (len(layers) - 1) * layer_bytes * copied / (2 * _COPY_BYTES)
+
+    def _names(self, bucket: int) -> list[str]:
+        return [SKINNY] if bucket in self._settled else self._candidates.names(bucket)
+
     def _choose(self, bucket: int, part: str) -> Choice:
-        names = self._candidates.names(bucket)
         measured = {
             name: self._measure(self._candidates.make(name, bucket), bucket, part)
-            for name in names
+            for name in self._names(bucket)
             if self._usable(name, bucket, part)
         }
         if not measured:
@@ -120,6 +146,11 @@ class Selector:
     def _usable(self, name: str, bucket: int, part: str) -> bool:
         if name == TORCH:
             return True
+        if (name, bucket, part) not in self._usable_forms:
+            self._usable_forms[name, bucket, part] = self._passes(name, bucket, part)
+        return self._usable_forms[name, bucket, part]
+
+    def _passes(self, name: str, bucket: int, part: str) -> bool:
         with torch.cuda.stream(self._stream):
             problem = self._check.problem(self._candidates.make(name, bucket), bucket, part=part)
         if problem is not None:

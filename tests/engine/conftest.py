@@ -127,7 +127,8 @@ class Served:
     @property
     def texts(self) -> list[list[int]]:
         """Token ids in the order of request ids, then outputs."""
-        return [self.token_ids[key] for key in sorted(self.token_ids)]
+        order = sorted(self.token_ids, key=lambda key: (int(key[0]), key[1]))
+        return [self.token_ids[key] for key in order]
 
 
 class Server:
