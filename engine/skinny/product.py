@@ -8,8 +8,6 @@ from engine.skinny.kernels.product import skinny_product
 from engine.skinny.scratch import SkinnyScratch
 from engine.skinny.tiling import ProductShape, Tiling
 
-_CACHE_LINE = 128  # bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -84,7 +82,6 @@ class Product:
         norm: Norm | None,
     ) -> None:
         shape, tiling, scratch = self._shape, self._tiling, self._scratch
-        line = _CACHE_LINE // weight.element_size()
         skinny_product[(self.num_tiles, self._num_splits)](
             x,
             weight,
@@ -111,9 +108,7 @@ class Product:
             BLOCK_SUMS=1 << (self._num_sums - 1).bit_length(),
             EVEN_K=shape.num_columns == self._num_splits * self._num_steps * tiling.block_k,
             NUM_STAGES=tiling.num_stages,
-            PREFETCH=tiling.prefetch if self._pdl else 0,
             PDL=self._pdl,
-            LINE=line,
-            num_warps=tiling.num_warps,
+            num_warps=4,
             launch_pdl=self._pdl,
         )

@@ -10,12 +10,9 @@ import triton.language as tl
 
 
 @triton.jit
-def token_scales(sums, num_sums, width, eps, BLOCK_SUMS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """sums float32 [num_sums, BLOCK_N], added up in a fixed order -> 1 / root mean square, [BLOCK_N]."""
-    tile = tl.arange(0, BLOCK_SUMS)[:, None]
-    offsets = tile * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    total = tl.sum(tl.load(sums + offsets, mask=tile < num_sums, other=0.0), axis=0)
-    return tl.rsqrt(total / width + eps)
+def token_scales(squares, width, eps):
+    """Sums of squares of parts of `width` columns [parts, tokens] -> 1 / root mean square, [tokens]."""
+    return tl.rsqrt(tl.sum(squares, axis=0) / width + eps)
 
 
 @triton.jit

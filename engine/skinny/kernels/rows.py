@@ -15,7 +15,6 @@ def embed(
     residual stream that ends there (finish.end_row)."""
     tile = tl.program_id(0)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     n = tl.arange(0, BLOCK_N)
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -33,8 +32,6 @@ def head_norm(
     """Grid: (tokens, query and key heads). RMSNorm of each head of qkv [tokens, num_columns], in place."""
     head = tl.program_id(1)
     i = tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     norm = q_norm
     if head >= num_heads:
         norm = k_norm

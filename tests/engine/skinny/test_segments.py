@@ -29,7 +29,7 @@ CONFIGS = {
     "llama with biases": replace(ODD, qkv_bias=True, o_bias=True, mlp_bias=True),
     "qwen2, tied": replace(ODD, qkv_bias=True, tie_word_embeddings=True),
     "qwen3": replace(ODD, qk_norm=True),
-    "split, in odd parts": replace(ODD, hidden_size=136, intermediate_size=1100, num_heads=9, num_kv_heads=3),
+    "split in parts": replace(ODD, hidden_size=264, intermediate_size=1100, num_heads=9, num_kv_heads=3),
 }
 MAX_NUM_TOKENS = 33
 
