@@ -50,7 +50,7 @@ def bound_top_p(block_keys, block_masses, wanted, BLOCK: tl.constexpr):
     """
     enough = wanted * (1 + 1e-6)  # because block masses are rounded
     low, high = all_keys()
-    while high - low > TOLERANCE:
+    while high - low > TOLERANCE:  # as bisect does, with weights that depend on the key
         middle = low + ((high - low) >> 1)
         missed = weigh(middle).to(tl.float64) * (BLOCK - 1)
         least = tl.maximum(weigh(block_keys).to(tl.float64), block_masses - missed)
@@ -58,6 +58,13 @@ def bound_top_p(block_keys, block_masses, wanted, BLOCK: tl.constexpr):
         high = tl.where(is_enough, middle, high)
         low = tl.where(is_enough, low, middle + 1)
     return high
+
+
+@triton.jit
+def bound_from_below(block_keys, block_weights, target, high):
+    """A key that the searched one is not below: up to it, not even whole blocks weigh `target`."""
+    low, _ = all_keys()
+    return tl.maximum(bisect(block_keys, block_weights, target, low, high, TOLERANCE) - TOLERANCE, 0)
 
 
 @triton.jit

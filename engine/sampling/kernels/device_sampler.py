@@ -93,7 +93,7 @@ class DeviceSampler:
             self._num_blocks,
             BLOCK=tuning.block,
             CHUNK=chunk,
-            num_warps=tuning.num_warps,
+            num_warps=tuning.summary_warps,
         )
         stop_width = packed.shape[1] - Column.STOP_IDS
         finish_rows[(num_samples,)](
@@ -118,5 +118,5 @@ class DeviceSampler:
             LENGTH=length,
             STOP_WIDTH=stop_width,
             STOP_LENGTH=triton.next_power_of_2(stop_width),
-            num_warps=tuning.num_warps,
+            num_warps=tuning.finish_warps,
         )

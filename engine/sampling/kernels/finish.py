@@ -86,7 +86,20 @@ def _draw_restricted(
         token_id = tl.load(few_ids + index)
     else:
         last = truncate_many(
-            source, listed, num_listed, top_k, top_p, total, high, few_ids, few_keys, BLOCK, TILE, FEW
+            source,
+            listed,
+            num_listed,
+            block_keys,
+            block_masses,
+            top_k,
+            top_p,
+            total,
+            high,
+            few_ids,
+            few_keys,
+            BLOCK,
+            TILE,
+            FEW,
         )
         last = tl.minimum(last, floor)
         index, rest = draw(

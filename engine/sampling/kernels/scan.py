@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from engine.sampling.kernels.bounds import all_keys, bisect, without_ties
+from engine.sampling.kernels.bounds import bisect, bound_from_below, without_ties
 from engine.sampling.kernels.row import IMPOSSIBLE, load_logits, to_keys, weigh
 
 
@@ -94,16 +94,16 @@ def measure(
 
 @triton.jit
 def search(
-    source, listed, num_listed, by_mass, target, high, few_ids, few_keys,
+    source, listed, num_listed, by_mass, target, low, high, few_ids, few_keys,
     BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
-    """bounds.bisect over all tokens with keys up to `high`: by quarters, until few enough are left."""
-    low, _ = all_keys()
-    below = target * 0  # what keys below `low` weigh
+    """bounds.bisect over all tokens: by quarters, until so few are left that registers hold them."""
+    below = target * 0  # what keys below `low` weigh, once that has been measured
+    is_measured = low < 0
     count = num_listed * 0 + FEW + 1
     while (low < high) & (count > FEW):
         span = (high - low).to(tl.int64)
-        first = low + (span >> 2).to(tl.int32)
+        first = tl.where(is_measured, low + (span >> 2).to(tl.int32), low - 1)
         second = low + (span >> 1).to(tl.int32)
         third = low + ((span * 3) >> 2).to(tl.int32)
         to_first, to_second, to_third = measure(
@@ -117,6 +117,7 @@ def search(
             low, high, below = second + 1, third, to_second
         else:
             low, below = third + 1, to_third
+        is_measured = low >= 0
         if low < high:
             count = gather(source, listed, num_listed, low, high, few_ids, few_keys, BLOCK, TILE, FEW)
     if low < high:
@@ -128,7 +129,7 @@ def search(
 
 @triton.jit
 def truncate_many(
-    source, listed, num_listed, top_k, top_p, total, high, few_ids, few_keys,
+    source, listed, num_listed, block_keys, block_masses, top_k, top_p, total, high, few_ids, few_keys,
     BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
     """bounds.truncate where more than FEW tokens have keys up to `high`."""
@@ -136,8 +137,22 @@ def truncate_many(
         is_restricted = tl.where(by_mass == 1, (top_p < 1).to(tl.int32), (top_k > 0).to(tl.int32))
         if is_restricted > 0:
             target = tl.where(by_mass == 1, total * top_p, top_k.to(tl.float64))
+            # Block masses are missing behind top-k, which starts the search for top-p from key 0.
+            weights = tl.where(by_mass == 1, tl.where(top_k > 0, total, block_masses), 1.0 * BLOCK)
+            low = bound_from_below(block_keys, weights, target * (1 - 1e-6), high)
             high = search(
-                source, listed, num_listed, by_mass == 1, target, high, few_ids, few_keys, BLOCK, TILE, FEW
+                source,
+                listed,
+                num_listed,
+                by_mass == 1,
+                target,
+                low,
+                high,
+                few_ids,
+                few_keys,
+                BLOCK,
+                TILE,
+                FEW,
             )
             if (by_mass == 0) & (top_p < 1):
                 mass, _, _ = measure(source, listed, num_listed, True, high, high, high, BLOCK, TILE)

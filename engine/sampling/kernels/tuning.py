@@ -11,10 +11,12 @@ class Tuning:
     chunk: blocks that one program of it reads.
     tile: blocks that the second kernel looks at in one go.
     few: tokens that it holds in registers; where more may survive, it passes over the logits several times.
+    summary_warps, finish_warps: of the first and the second kernel.
     """
 
     block: int = 128
     chunk: int = 64
     tile: int = 32
     few: int = 2048
-    num_warps: int = 8
+    summary_warps: int = 8
+    finish_warps: int = 8
