@@ -1,6 +1,8 @@
 # Every target makes its own environment in .venv. `make PYTHON=python3.12 …` picks the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+# What an NVIDIA GPU needs, where there is one.
+GPU := $(if $(wildcard /dev/nvidiactl /proc/driver/nvidia/version),[gpu])
 MODEL ?=
 ARGS ?=
 
@@ -40,7 +42,7 @@ clean:  ## remove the environment and all caches
 .venv/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (first time only) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(GPU)'
 	@touch $@
 
 .venv/.developing: .venv/.installed

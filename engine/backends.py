@@ -15,8 +15,8 @@ from engine.nvidia import find_driver, why_no_cuda
 
 _log = logging.getLogger(__name__)
 
-GPU_MODULES = ("triton", "cuda.bindings")
-"""What the TensorRT backend needs beside TensorRT."""
+GPU_MODULES = {"triton": "triton>=3.6,<3.7", "cuda.bindings": "cuda-bindings>=13"}
+"""What the TensorRT backend needs beside TensorRT: modules, and what pip is to install for them."""
 
 
 def choose_backend(options: EngineOptions) -> str:
@@ -48,11 +48,9 @@ def why_not_tensorrt(options: EngineOptions) -> str | None:
 
 def why_no_packages() -> str | None:
     """Which of the optional packages that TensorRT plans and kernels need is missing; None: all are there."""
-    for module in GPU_MODULES:
+    for module, requirement in GPU_MODULES.items():
         if not has_module(module):
-            return (
-                f"the package {module.replace('.', '-')} is missing. Do: pip install 'inflight-engine[gpu]'"
-            )
+            return f"{module} is not installed. Do: pip install '{requirement}'"
     from engine.tensorrt_backend.library import load_library
 
     try:

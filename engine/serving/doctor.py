@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from engine.backends import has_module, why_no_compiler, why_not_tensorrt
+from engine.backends import GPU_MODULES, has_module, why_no_compiler, why_not_tensorrt
 from engine.config import EngineOptions
 from engine.demo import MODEL_DIR
 from engine.errors import BackendUnavailableError
@@ -42,8 +42,7 @@ def examine(plan_dir: Path | None) -> list[Finding]:
             _torch(),
             *_gpus(),
             _tensorrt(),
-            _package("triton", "triton"),
-            _package("cuda-bindings", "cuda.bindings"),
+            *(_package(module, requirement) for module, requirement in GPU_MODULES.items()),
             _compiler(),
             _plan_cache(plan_dir),
             *_backends(),
@@ -106,13 +105,13 @@ def _tensorrt() -> Finding:
     return Finding("TensorRT", f"{library.name} {library.version}")
 
 
-def _package(name: str, module: str) -> Finding:
+def _package(module: str, requirement: str) -> Finding:
     if not has_module(module):
-        return Finding(name, "not installed", "Do: pip install 'inflight-engine[gpu]'")
+        return Finding(module, "not installed", f"Do: pip install '{requirement}'")
     try:
-        return Finding(name, metadata.version(name))
+        return Finding(module, metadata.version(module.replace(".", "-")))
     except metadata.PackageNotFoundError:  # of another distribution, such as a vendor's build
-        return Finding(name, "installed")
+        return Finding(module, "installed")
 
 
 def _compiler() -> Finding:

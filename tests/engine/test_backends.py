@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,13 +55,18 @@ def test_a_gpu_that_cannot_be_used_is_not_passed_over_in_silence(
     assert message.startswith("this runs on the CPU: Tesla T4 (driver 470.57) is here, but torch ")
 
 
-@pytest.mark.parametrize(("module", "package"), [("triton", "triton"), ("cuda.bindings", "cuda-bindings")])
+@pytest.mark.parametrize(("module", "requirement"), backends.GPU_MODULES.items())
 def test_a_missing_package_comes_with_the_command_that_installs_it(
-    module: str, package: str, monkeypatch: pytest.MonkeyPatch
+    module: str, requirement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has = backends.has_module
     monkeypatch.setattr(backends, "has_module", lambda name: name != module and has(name))
-    assert why_no_packages() == (f"the package {package} is missing. Do: pip install 'inflight-engine[gpu]'")
+    assert why_no_packages() == f"{module} is not installed. Do: pip install '{requirement}'"
+
+
+def test_the_packages_are_those_of_the_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(backends.GPU_MODULES.values()) < set(project["optional-dependencies"]["gpu"])
 
 
 def test_a_missing_parent_of_a_package_is_a_missing_package() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import CacheOptions, EngineOptions
+from engine.config import DEFAULT_LIMITS, CacheOptions, EngineOptions
 from engine.demo import MODEL_DIR
 from engine.serving import cli
 from engine.serving.commands import serve_options
@@ -19,6 +19,7 @@ from engine.serving.options import ServerOptions
 from inflight import v1
 from tests.support.grpc_server import Served
 
+TORCH, TENSORRT = DEFAULT_LIMITS["torch"], DEFAULT_LIMITS["tensorrt"]
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,
@@ -73,9 +74,9 @@ def test_every_option_of_serve_arrives() -> None:
 @pytest.mark.parametrize(
     ("options", "backend", "limits"),
     [
-        ([], "torch", (64, 512)),
-        ([], "tensorrt", (256, 2048)),
-        (["--max-num-seqs", "3"], "tensorrt", (3, 2048)),
+        ([], "torch", (TORCH.max_num_seqs, TORCH.max_num_batched_tokens)),
+        ([], "tensorrt", (TENSORRT.max_num_seqs, TENSORRT.max_num_batched_tokens)),
+        (["--max-num-seqs", "3"], "tensorrt", (3, TENSORRT.max_num_batched_tokens)),
         (["--max-num-batched-tokens", "100"], "tensorrt", (100, 100)),
         (["--max-num-seqs", "600"], "torch", (600, 600)),
         (["--max-num-seqs", "5", "--max-num-batched-tokens", "7"], "tensorrt", (5, 7)),
@@ -131,7 +132,8 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
     assert "None)" not in shown
     assert "False)" not in shown
     if command == "serve":
-        for default in ("127.0.0.1", "50051", "16 MiB", "512; with TensorRT 2048", "0.9", "the demo model"):
+        tokens = f"{TORCH.max_num_batched_tokens}; with TensorRT {TENSORRT.max_num_batched_tokens}"
+        for default in ("127.0.0.1", "50051", "16 MiB", tokens, "0.9", "the demo model"):
             assert f"(default: {default})" in shown
 
 

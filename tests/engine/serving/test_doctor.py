@@ -40,7 +40,7 @@ def test_a_machine_without_any_optional_package_is_told_what_to_install() -> Non
     assert lines[0].startswith("inflight          ")
     assert "tensorrt: not installed. Do: pip install 'tensorrt>=" in shown
     assert "tensorrt_rtx: not installed. Do: pip install tensorrt_rtx==" in shown
-    for name in ("triton", "cuda-bindings"):
+    for name in ("triton", "cuda.bindings"):
         assert lines[lines.index(f"{name:<18}not installed") + 1].strip().startswith("! Do: pip install")
     assert any(line.startswith("torch backend     runs, on ") for line in lines)
     assert any(line.startswith("inflight serve    takes torch, on ") for line in lines)

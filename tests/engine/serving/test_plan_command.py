@@ -70,7 +70,7 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr(backends, "has_module", lambda name: name != "triton")
     assert cli.main(["plan", str(MODEL_DIR), "--plan-dir", str(tmp_path)]) == 2
     shown = capsys.readouterr().err
-    assert "no plans can be built here: the package triton is missing. Do: pip install" in shown
+    assert "no plans can be built here: triton is not installed. Do: pip install 'triton>=" in shown
 
 
 @without_gpu
