@@ -120,7 +120,7 @@ def _verdict(state, token_id, largest, STOP_WIDTH: tl.constexpr, STOP_LENGTH: tl
     return tl.where(tl.abs(largest) < float("inf"), finish, _ERROR)
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
+@triton.jit(do_not_specialize=["num_blocks", "out_stride"])  # one compilation for all batch sizes
 def finish_rows(
     logits,  # [n, vocab_size]
     rows,  # int32 [n], -1: writes zeros
