@@ -15,6 +15,7 @@ from engine.model.weights import num_parameters
 from engine.torch_backend.segments import TorchSegments
 
 BATCHES = (1, 8, 16, 32, 64, 128, 256)
+LONG_BATCHES = (1, 8, 64)
 CONTEXTS = {128: 128, 1024: 48, 8192: 48}  # tokens of the prompt -> decode steps
 _PEER_CONTEXT = 128
 _NUM_WARMUPS = 8
@@ -50,7 +51,7 @@ def measure_decode(
     report.line("torch: the graph with torch's segments, and the same kernels for attention and sampling.")
     found: dict[tuple[int, int], Decoded] = {}
     for context, num_steps in CONTEXTS.items():
-        for batch in BATCHES:
+        for batch in BATCHES if context == _PEER_CONTEXT else LONG_BATCHES:
             case = partial(_decode, engine, reference, batch, context, num_steps)
             decoded = report.attempt(f"batch {batch}, context {context}", case)
             if decoded is not None:

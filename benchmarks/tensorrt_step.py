@@ -120,9 +120,9 @@ def main() -> int:
 
 def _run(benchmark: Benchmark, report: Report, chosen: set[str]) -> None:
     work: dict[str, Callable[[], None]] = {
+        "requests": benchmark.requests,
         "decode": benchmark.decode,
         "prefill": benchmark.prefill,
-        "requests": benchmark.requests,
         "host": benchmark.host,
     }
     report.section("reference", benchmark.prepare)
