@@ -68,7 +68,7 @@ class DeviceSampler:
     def sample(self, logits: Tensor, rows: Tensor, last_token: Tensor, out: Tensor) -> None:
         """One token for each row, which counts as generated. Nothing is allocated or waited for.
 
-        The first call with a dtype compiles the kernels, which a capture must not: make one of padding before.
+        The first call with a dtype compiles, which a capture must not: make one of padding before it.
 
         logits: [n, vocab_size] float32, bfloat16 or float16, read only. rows: [n] int32, all different but
         for -1, which is padding. out: [2, n] int32, token ids and `Finish` codes, 0 and 0 for padding.
