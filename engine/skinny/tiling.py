@@ -72,8 +72,11 @@ def choose_tiling(shape: ProductShape, block_n: int, itemsize: int, limits: Devi
         is_wide = tiles > 4 * limits.num_sms  # a head
         if is_wide and block_n == MAX_NUM_TOKENS:
             block_m = 128
-        block_k = (256 if block_n == 16 or (is_wide and block_n < MAX_NUM_TOKENS) else 128) // itemsize
         num_stages, available = 4 if is_wide else 3, limits.shared_memory // 2
+        column_bytes = 256 if block_n == 16 or (is_wide and block_n < MAX_NUM_TOKENS) else 128
+        if 2 * (block_m + block_n) * column_bytes > available:  # of a GPU with little of it
+            column_bytes = 128
+        block_k = column_bytes // itemsize
     steps = -(-shape.num_columns // block_k)
     num_splits = max(1, min(limits.num_sms // tiles, steps // 4))
     fitting = available // ((block_m + block_n) * block_k * itemsize)
