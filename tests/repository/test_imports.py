@@ -19,8 +19,12 @@ MAY_IMPORT = {
 # Third-party modules that belong to a few places only: module -> path prefixes that may import it.
 CONFINED = {
     "torch": ("engine/", "kvcache/storage.py"),
-    "tensorrt": ("engine/tensorrt_backend/",),
-    "tensorrt_rtx": ("engine/tensorrt_backend/",),
+    "tensorrt": ("engine/tensorrt_backend/library.py",),
+    "tensorrt_rtx": ("engine/tensorrt_backend/library.py",),
+    "triton": tuple(
+        f"engine/{name}/kernels/" for name in ("attention", "sampling", "skinny", "tensorrt_backend")
+    ),
+    "cuda": ("engine/tensorrt_backend/",),
     "asyncio": ("scheduler/loop.py", "engine/serving/", "proto/inflight/"),
     "prometheus_client": ("engine/serving/metrics.py",),
     "grpc": ("engine/serving/", "proto/inflight/"),
