@@ -7,7 +7,6 @@ write them first; the program of a token's last piece writes its own.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
 
 from engine.attention.kernels.parts import (
     LEAST,
@@ -108,11 +107,8 @@ def attend_lone(
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
     AT_ONCE: tl.constexpr,  # pieces merged at once
-    PDL: tl.constexpr,
 ):
     """A program for each (kv head, piece); those without a piece leave at once."""
-    if PDL:
-        gdc_wait()
     head = tl.program_id(0)
     words = pieces + tl.program_id(1) * NUM_WORDS
     token = tl.load(words + TOKEN)
@@ -185,9 +181,11 @@ def attend_lone(
     else:
         stride: tl.constexpr = NUM_KV_HEADS * ROWS
         line = slot * stride + head * ROWS + query
-        tl.store(sums + line[:, None] * HEAD_DIM + column[None, :], weighted, mask=mask)
-        tl.store(softmaxes + line * 2, largest, mask=query < GROUP)
-        tl.store(softmaxes + line * 2 + 1, total, mask=query < GROUP)
+        is_row = query < ROWS
+        stored = is_row[:, None] & is_column[None, :]
+        tl.store(sums + line[:, None] * HEAD_DIM + column[None, :], weighted, mask=stored)
+        tl.store(softmaxes + line * 2, largest, mask=is_row)
+        tl.store(softmaxes + line * 2 + 1, total, mask=is_row)
         tl.debug_barrier()  # all threads have stored when one says so
         arrival = arrivals + token * NUM_KV_HEADS + head
         if tl.atomic_add(arrival, 1, sem="acq_rel") == count - 1:

@@ -52,7 +52,6 @@ class PagedAttention:
         self.scale = math.log2(math.e) / math.sqrt(shape.head_dim)
         self.columns = triton.next_power_of_2(max(shape.head_dim, 16))
         self.group_rows = triton.next_power_of_2(shape.num_heads // shape.num_kv_heads)
-        self.pdl = False
         self.is_wide = shape.num_lines * shape.head_dim >= 1 << 31
         angles = (max_num_tokens, shape.head_dim // 2)
         self.cosines = torch.empty(angles, dtype=torch.float32, device=device)
@@ -191,8 +190,6 @@ class StepAttention:
             COLUMNS=group.columns,
             TILE=launch.keys,
             AT_ONCE=max(1, _MERGED_AT_ONCE // (group.group_rows * group.columns)),
-            PDL=group.pdl,
-            launch_pdl=group.pdl,
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
         )
