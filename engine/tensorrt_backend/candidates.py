@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.blas.segments import BlasScratch, BlasSegments
 from engine.loading import LoadedModel
 from engine.model.config import ModelConfig
 from engine.skinny.scratch import SkinnyScratch
@@ -19,6 +20,7 @@ from engine.tensorrt_backend.segments import SegmentForm, SegmentKind, segment_s
 from engine.torch_backend.segments import TorchSegments
 
 SKINNY = "skinny"
+BLAS = "blas"
 TORCH = "torch"
 
 # Up to where marked outputs help: with more tokens the matrix products are not bound by memory alone.
@@ -65,14 +67,16 @@ class Candidates:
         marked = (2, _MAX_MARKED, hidden)
         self._unread = list(torch.empty(marked, dtype=model.dtype, device=model.device))
         max_skinny = min(MAX_NUM_TOKENS, buckets.tokens[-1])
-        self._skinny_scratch = SkinnyScratch(model.config, max_skinny, device=model.device, dtype=model.dtype)
+        config, device, dtype = model.config, model.device, model.dtype
+        self._skinny_scratch = SkinnyScratch(config, max_skinny, device=device, dtype=dtype)
+        self._blas_scratch = BlasScratch(config, buckets.tokens[-1], device=device, dtype=dtype)
 
     def names(self, bucket: int) -> list[str]:
         """Of all forms that a bucket can have, but for torch's."""
         forms = [form.value for form in SegmentForm if not form.is_marked or bucket <= _MAX_MARKED]
         if self._model.config.num_layers == 1:
             forms = [SegmentForm.FUSED.value]
-        return forms + ([SKINNY] if bucket <= MAX_NUM_TOKENS else [])
+        return [*forms, BLAS, *([SKINNY] if bucket <= MAX_NUM_TOKENS else [])]
 
     def prepare(self, wanted: Iterable[tuple[str, int]], stream: torch.cuda.Stream, report: Report) -> None:
         """Make the contexts of (form, bucket) pairs, several at a time; theirs is one piece of memory."""
@@ -104,6 +108,8 @@ class Candidates:
         """Of a pair that was prepared, or of the own kernels or torch."""
         if name == SKINNY:
             return SkinnySegments(self._model.config, self._model.weights, bucket, self._skinny_scratch)
+        if name == BLAS:
+            return BlasSegments(self._model.config, self._model.weights, self._blas_scratch)
         if name == TORCH:
             return TorchSegments(self._model.config, self._model.weights)
         form = SegmentForm(name)
@@ -117,7 +123,7 @@ class Candidates:
         )
 
     def _keys(self, name: str, bucket: int) -> Iterator[tuple[SegmentKind, SegmentForm, int]]:
-        if name in (SKINNY, TORCH):
+        if name in (SKINNY, BLAS, TORCH):
             return
         yield SegmentKind.FIRST, SegmentForm.FUSED, bucket
         if self._model.config.num_layers > 1:

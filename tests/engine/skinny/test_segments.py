@@ -8,8 +8,8 @@ import torch
 from engine.model.config import ModelConfig, RopeConfig
 from engine.skinny.scratch import SkinnyScratch
 from engine.skinny.segments import SkinnySegments
-from engine.torch_backend.segments import TorchSegments
 from tests.support.decoders import Decoder, random_decoder
+from tests.support.segment_checks import assert_computes_the_decoder
 
 ODD = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -47,29 +47,8 @@ def scratch(tiny: Decoder) -> SkinnyScratch:
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 16, MAX_NUM_TOKENS])
 def test_segments_compute_the_decoder(tiny: Decoder, scratch: SkinnyScratch, num_tokens: int) -> None:
-    config = tiny.config
-    segments = SkinnySegments(config, tiny.weights, num_tokens, scratch)
-    expected = TorchSegments(config, tiny.weights)
-    token_ids = torch.randint(config.vocab_size, (num_tokens,), dtype=torch.int32)
-    attended = torch.randn(num_tokens, config.q_size)
-
-    def outputs(width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.full((num_tokens, width), torch.nan), torch.full((num_tokens, width), torch.nan)
-
-    (residual, residual_), (qkv, qkv_) = outputs(config.hidden_size), outputs(config.qkv_size)
-    segments.first(token_ids, residual, qkv)
-    expected.first(token_ids, residual_, qkv_)
-    torch.testing.assert_close((residual, qkv), (residual_, qkv_))
-
-    (after, after_), (qkv, qkv_) = outputs(config.hidden_size), outputs(config.qkv_size)
-    segments.middle(1, attended, residual, after, qkv)
-    expected.middle(1, attended, residual, after_, qkv_)
-    torch.testing.assert_close((after, qkv), (after_, qkv_))
-
-    logits, logits_ = outputs(config.vocab_size)
-    segments.last(attended, after, logits)
-    expected.last(attended, after, logits_)
-    torch.testing.assert_close(logits, logits_)
+    segments = SkinnySegments(tiny.config, tiny.weights, num_tokens, scratch)
+    assert_computes_the_decoder(segments, tiny, num_tokens)
 
 
 def test_number_of_tokens_is_static(tiny: Decoder, scratch: SkinnyScratch) -> None:

@@ -15,7 +15,7 @@ from engine.config import CacheOptions, EngineOptions
 from engine.demo import MODEL_DIR
 from engine.demo.tasks import TASKS
 from engine.sampling.params import SamplingParams
-from engine.tensorrt_backend.candidates import SKINNY, TORCH, Candidates
+from engine.tensorrt_backend.candidates import BLAS, SKINNY, TORCH, Candidates
 from engine.tensorrt_backend.segments import SegmentForm
 from tests.engine.conftest import Server
 
@@ -70,7 +70,7 @@ def test_as_measured(options: EngineOptions, prompts: list[list[int]], expected:
     assert len({tuple(text) for text in expected}) > len(TASKS)
 
 
-@pytest.mark.parametrize("form", [form.value for form in SegmentForm] + [SKINNY, TORCH])
+@pytest.mark.parametrize("form", [form.value for form in SegmentForm] + [BLAS, SKINNY, TORCH])
 def test_by_one_form_alone(
     form: str,
     options: EngineOptions,
