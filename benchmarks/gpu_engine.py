@@ -15,7 +15,7 @@ from engine.tensorrt_backend.decoder_pass import StepTokens
 from engine.tensorrt_backend.forms import Segments
 from engine.tensorrt_backend.graphs import measure
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
-from engine.tensorrt_backend.selection import Choice, Selection, _read
+from engine.tensorrt_backend.selection import Choice, Selection, read_selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def build_engine(options: EngineOptions) -> Engine:
     built = build.run()
     file = build._selection_file()
     assert isinstance(built.runner, TensorRTRunner)
-    return Engine(built, build._model, built.runner, None if file is None else _read(file))
+    return Engine(built, build._model, built.runner, None if file is None else read_selection(file))
 
 
 def describe_engine(engine: Engine, report: Report) -> None:

@@ -86,7 +86,6 @@ class _Chosen:
     selection: Selection
     routed: RoutedSegments
     buffers: StepBuffers
-    rejected: tuple[str, ...]
     activation_bytes: int
 
 
@@ -121,7 +120,9 @@ class _Build:
         with phases.phase("graphs"):
             runner, cache, memory = self._finish(chosen, free)
         model = self._model
-        report = StartReport(phases.seconds, chosen.rejected, tuple(details(self._library, chosen.selection)))
+        report = StartReport(
+            phases.seconds, chosen.selection.rejected, tuple(details(self._library, chosen.selection))
+        )
         return BuiltBackend(
             "tensorrt", runner, model.config, cache, memory, model.device, model.dtype, report
         )
@@ -154,7 +155,7 @@ class _Build:
         routed = selector.routed(selection)
         candidates.keep((choice.form, bucket) for _, bucket, choice in choices(selection))
         activation_bytes = candidates.activation_bytes + buffers.num_bytes
-        return _Chosen(selection, routed, buffers, tuple(selector.rejected), activation_bytes)
+        return _Chosen(selection, routed, buffers, activation_bytes)
 
     def _selection_file(self) -> CacheFile | None:
         model = self._model

@@ -40,10 +40,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """layers: by bucket; last: by decode bucket."""
+    """layers: by bucket; last: by decode bucket. rejected: forms that differ from the reference, one line
+    each."""
 
     layers: Mapping[int, Choice]
     last: Mapping[int, Choice]
+    rejected: tuple[str, ...] = ()
 
     def routers(self) -> tuple[Router, Router]:
         """(of steps that only decode, of any step)."""
@@ -53,7 +55,7 @@ class Selection:
 
 
 class Selector:
-    """rejected: forms that differ from the reference, one line each."""
+    """One start's search for forms."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class Selector:
         buffers: StepBuffers,
         stream: torch.cuda.Stream,
     ) -> None:
-        self.rejected: list[str] = []
+        self._rejected: list[str] = []
         self._settled: set[int] = set()
         self._usable_forms: dict[tuple[str, int, str], bool] = {}
         self._model, self._buckets, self._candidates = model, buckets, candidates
@@ -75,11 +77,11 @@ class Selector:
 
     def select(self, file: CacheFile | None, report: Report) -> Selection:
         """From what was measured before, if all of it still passes the check; else measured now."""
-        if file is not None and (known := _read(file)) is not None:
+        if file is not None and (known := read_selection(file)) is not None:
             self._prepare_chosen(known, report)
             if all(self._usable(choice.form, bucket, part) for part, bucket, choice in choices(known)):
                 return known
-            _LOG.warning("what was measured before is not used: %s", self.rejected[-1])
+            _LOG.warning("what was measured before is not used: %s", self._rejected[-1])
         self._settle()
         buckets = self._buckets.tokens
         wanted = [(name, bucket) for bucket in buckets for name in self._names(bucket)]
@@ -87,9 +89,10 @@ class Selector:
         selection = Selection(
             layers={bucket: self._choose(bucket, "layers") for bucket in self._buckets.tokens},
             last={bucket: self._choose(bucket, "last") for bucket in self._buckets.decode},
+            rejected=tuple(self._rejected),
         )
         if file is not None:
-            file.write(_write(selection))
+            write_selection(file, selection)
         return selection
 
     def routed(self, selection: Selection) -> RoutedSegments:
@@ -155,8 +158,8 @@ class Selector:
         with torch.cuda.stream(self._stream):
             problem = self._check.problem(self._candidates.make(name, bucket), bucket, part=part)
         if problem is not None:
-            self.rejected.append(f"{name}, {bucket} tokens: {problem}")
-            _LOG.warning("not used: %s", self.rejected[-1])
+            self._rejected.append(f"{name}, {bucket} tokens: {problem}")
+            _LOG.warning("not used: %s", self._rejected[-1])
         return problem is None
 
     @torch.inference_mode()
@@ -200,18 +203,19 @@ def choices(selection: Selection) -> Iterable[tuple[str, int, Choice]]:
     yield from (("last", bucket, choice) for bucket, choice in selection.last.items())
 
 
-def _write(selection: Selection) -> bytes:
-    return json.dumps(asdict(selection), indent=1).encode()
+def write_selection(file: CacheFile, selection: Selection) -> None:
+    file.write(json.dumps(asdict(selection), indent=1).encode())
 
 
-def _read(file: CacheFile) -> Selection | None:
+def read_selection(file: CacheFile) -> Selection | None:
+    """None, with a line in the log that says why, where there is none for this GPU, model and library."""
     content = file.read()
     if isinstance(content, Miss):
         if content.reason is not None:
             _LOG.info("forms are measured again: %s", content.reason)
         return None
     parts = json.loads(content)
-    return Selection(_read_part(parts["layers"]), _read_part(parts["last"]))
+    return Selection(_read_part(parts["layers"]), _read_part(parts["last"]), tuple(parts["rejected"]))
 
 
 def _read_part(part: Mapping[str, dict[str, Any]]) -> dict[int, Choice]:
