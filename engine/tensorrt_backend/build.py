@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -28,14 +27,15 @@ from engine.tensorrt_backend.candidates import Buckets, Candidates, plan_specs
 from engine.tensorrt_backend.contexts import PlanEngine, PlanRuntime
 from engine.tensorrt_backend.decoder_pass import DecoderPass
 from engine.tensorrt_backend.device_state import DeviceState
-from engine.tensorrt_backend.disk_cache import CacheFile, Key
+from engine.tensorrt_backend.disk_cache import CacheFile
 from engine.tensorrt_backend.gpu import Gpu, current_gpu
 from engine.tensorrt_backend.kernel_cache import KernelCache
 from engine.tensorrt_backend.library import Library, load_library
-from engine.tensorrt_backend.plan_cache import CachedPlan, PlanCache, model_digest
+from engine.tensorrt_backend.plan_cache import CachedPlan, PlanCache
 from engine.tensorrt_backend.plans import PlanSpec
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
 from engine.tensorrt_backend.selection import Selection, Selector, choices
+from engine.tensorrt_backend.selection_file import selection_file
 from engine.tensorrt_backend.start import Phases
 from engine.tensorrt_backend.step_buffers import StepBuffers, allocate
 from engine.tensorrt_backend.summary import details
@@ -129,11 +129,9 @@ class _Build:
 
     # Plans and kernels
 
-    def _path(self, name: str) -> Path | None:
-        return None if self._options.plan_dir is None else self._options.plan_dir / name
-
     def _kernel_cache(self) -> KernelCache:
-        path = self._path(f"kernels-{self._library.name}-{self._gpu.slug}.bin")
+        directory, name = self._options.plan_dir, f"kernels-{self._library.name}-{self._gpu.slug}.bin"
+        path = None if directory is None else directory / name
         return KernelCache(self._library, path, self._gpu.name, self._gpu.driver)
 
     def _load_plans(self, runtime: PlanRuntime) -> list[PlanEngine]:
@@ -158,21 +156,10 @@ class _Build:
         return _Chosen(selection, routed, buffers, activation_bytes)
 
     def _selection_file(self) -> CacheFile | None:
-        model = self._model
-        digest = model_digest(model.config, model.dtype)
-        path = self._path(f"forms-{self._library.name}-{digest}-{self._gpu.slug}.forms")
-        if path is None:
+        if (directory := self._options.plan_dir) is None:
             return None
-        key: Key = {
-            "library": self._library.name,
-            "version": self._library.version,
-            "gpu": self._gpu.name,
-            "driver": self._gpu.driver,
-            "tokens": list(self._buckets.tokens),
-            "decode": list(self._buckets.decode),
-            "layers": model.config.num_layers,
-        }
-        return CacheFile(path, key)
+        model = self._model
+        return selection_file(directory, self._library, self._gpu, model.config, model.dtype, self._buckets)
 
     # Pool and graphs
 

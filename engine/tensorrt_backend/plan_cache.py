@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,9 +75,11 @@ class PlanCache:
             return CachedPlan(plan, was_built=True, is_kept=file.write(plan))
 
     def path(self, directory: Path, spec: PlanSpec) -> Path:
-        """One file a model, segment, form, dtype and library; a change of anything else replaces it."""
+        """One file a model, segment, form, dtype, library and set of buckets: servers with other limits
+        can share the directory. A change of anything else replaces it."""
         model = model_digest(spec.segment.config, spec.segment.dtype)
-        return directory / f"{self._library.name}-{model}-{spec.segment.name}.plan"
+        buckets = buckets_digest(spec.buckets)
+        return directory / f"{self._library.name}-{model}-{spec.segment.name}-{buckets}.plan"
 
     def _key(self, spec: PlanSpec) -> Key:
         return {
@@ -92,8 +95,16 @@ class PlanCache:
 
 def model_digest(config: ModelConfig, dtype: torch.dtype) -> str:
     """Twelve hexadecimal digits, the same for models whose plans are the same."""
-    numbers = json.dumps({**_model_numbers(config), "dtype": str(dtype)}, sort_keys=True)
-    return hashlib.sha256(numbers.encode()).hexdigest()[:12]
+    return _digest({**_model_numbers(config), "dtype": str(dtype)})[:12]
+
+
+def buckets_digest(*buckets: Sequence[int]) -> str:
+    """Eight hexadecimal digits, for names of files that are made for some lists of buckets."""
+    return _digest(buckets)[:8]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _model_numbers(config: ModelConfig) -> Key:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.tensorrt_backend.disk_cache import CacheFile, Miss
 from engine.tensorrt_backend.kernel_cache import KernelCache
 from engine.tensorrt_backend.library import Library, load_library
 from engine.tensorrt_backend.plan_cache import PlanCache, model_digest
@@ -75,6 +74,18 @@ def test_models_and_forms_have_files_of_their_own(cache: PlanCache, tmp_path: Pa
     assert all(cache.get(spec).was_built for spec in specs)
     assert not any(cache.get(spec).was_built for spec in specs)
     assert len(list(tmp_path.glob("*.plan"))) == 3
+
+
+def test_servers_with_other_buckets_share_a_directory(
+    cache: PlanCache, tmp_path: Path, logged: Callable[[], list[str]]
+) -> None:
+    """None replaces what another has built."""
+    specs = [_spec(4), _spec(1, 4), _spec(1, 2)]
+    assert all(cache.get(spec).was_built for spec in specs)
+    assert not any(cache.get(spec).was_built for spec in specs)
+    manifests = [json.loads(path.with_suffix(".json").read_text()) for path in tmp_path.glob("*.plan")]
+    assert sorted(manifest["key"]["buckets"] for manifest in manifests) == [[1, 2], [1, 4], [4]]
+    assert logged() == []
 
 
 def test_models_that_differ_in_no_network_share_their_plans() -> None:
@@ -219,26 +230,6 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing_behind(tmp_path: Path) -
     assert "free some disk space" in warning
     assert result.startswith("built ")
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
-
-
-def test_a_reader_without_the_lock_never_gets_a_mixture(tmp_path: Path) -> None:
-    from threading import Event, Thread
-
-    file, done = CacheFile(tmp_path / "x.bin", {"key": 1}), Event()
-    contents = [bytes([letter]) * 100_000 for letter in b"ab"]
-
-    def write() -> None:
-        for i in range(100):
-            file.write(contents[i % 2])
-        done.set()
-
-    writer = Thread(target=write)
-    writer.start()
-    while not done.is_set():
-        found = file.read()
-        assert isinstance(found, Miss) or found in contents
-    writer.join()
-    assert file.read() == contents[1]
 
 
 def test_a_library_without_a_kernel_cache_has_none(library: Library, tmp_path: Path) -> None:

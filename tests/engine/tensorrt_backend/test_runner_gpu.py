@@ -1,4 +1,4 @@
-"""The TensorRT backend token for token against transformers: batches, chunks, prefix hits, preemption, n > 1."""
+"""The TensorRT backend, token for token against transformers: batches, chunks, prefix hits, preemption, n."""
 
 from collections.abc import Callable
 from pathlib import Path
