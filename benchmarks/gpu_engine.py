@@ -12,6 +12,7 @@ from engine.loading import BuiltBackend, LoadedModel
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.build import _Build
 from engine.tensorrt_backend.decoder_pass import StepTokens
+from engine.tensorrt_backend.executor import StreamExecutor
 from engine.tensorrt_backend.forms import Segments
 from engine.tensorrt_backend.graphs import measure
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
@@ -33,7 +34,9 @@ class Engine:
 
     @property
     def stream(self) -> torch.cuda.Stream:
-        return self.runner._stream
+        executor = self.runner._executor
+        assert isinstance(executor, StreamExecutor)
+        return executor.stream
 
     @property
     def kv_token_bytes(self) -> int:

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention.kernels import TILE_TOKENS, PagedAttention
-from engine.attention.plan import AttentionShape
-from engine.attention.rope import inverse_frequencies
 from engine.config import EngineOptions
 from engine.loading import (
     BuiltBackend,
@@ -21,13 +18,12 @@ from engine.loading import (
 )
 from engine.memory import MemoryBudget, PoolDemand, size_pool
 from engine.model.config import ModelConfig
-from engine.sampling.kernels import DeviceSampler
+from engine.tensorrt_backend.assemble import assemble, upload_words
 from engine.tensorrt_backend.buckets import decode_buckets, token_buckets
 from engine.tensorrt_backend.candidates import Buckets, Candidates, plan_specs
 from engine.tensorrt_backend.contexts import PlanEngine, PlanRuntime
-from engine.tensorrt_backend.decoder_pass import DecoderPass
-from engine.tensorrt_backend.device_state import DeviceState
 from engine.tensorrt_backend.disk_cache import CacheFile
+from engine.tensorrt_backend.executor import StreamExecutor
 from engine.tensorrt_backend.gpu import Gpu, current_gpu
 from engine.tensorrt_backend.kernel_cache import KernelCache
 from engine.tensorrt_backend.library import Library, load_library
@@ -39,13 +35,11 @@ from engine.tensorrt_backend.selection_file import selection_file
 from engine.tensorrt_backend.start import Phases
 from engine.tensorrt_backend.step_buffers import StepBuffers, allocate
 from engine.tensorrt_backend.summary import details
-from engine.tensorrt_backend.uploads import Uploads, padded
-from kvcache.block_table import num_blocks_for
+from engine.tensorrt_backend.uploads import Uploads
 from kvcache.config import KVCacheConfig, group_layers
-from kvcache.storage import KVCacheStorage, bytes_per_block
+from kvcache.storage import bytes_per_block
 
 _NUM_BUILDERS = 4  # plans built at once
-_MIN_UPLOAD = 1 << 14  # words
 
 
 def build(options: EngineOptions, progress: PhaseProgress | None = None) -> BuiltBackend:
@@ -203,48 +197,6 @@ class _Build:
         return max(0, sizes[0] + max(0, sizes[-1]) * (len(used) - 1))
 
     def _runner(self, chosen: _Chosen, cache: KVCacheConfig) -> TensorRTRunner:
-        model, device = self._model, self._model.device
-        config, num_rows = model.config, self._options.max_num_seqs
-        uploads = Uploads(_upload_words(self._buckets), device)
-        num_blocks = num_blocks_for(config.max_model_len, cache.block_size)
-        state = DeviceState(len(cache.groups), num_rows, num_blocks, uploads, device)
-        storage = KVCacheStorage(cache, config.num_kv_heads, config.head_dim, model.dtype, device)
-        decoder = DecoderPass(chosen.buffers, storage, cache.groups, self._attention(cache, state))
-        return TensorRTRunner(
-            state,
-            DeviceSampler(num_rows, config.vocab_size, config.eos_token_ids, num_rows, device),
-            storage,
-            uploads,
-            chosen.buffers,
-            decoder,
-            chosen.routed,
-            self._stream,
-        )
-
-    def _attention(self, cache: KVCacheConfig, state: DeviceState) -> list[PagedAttention]:
-        model, max_num_tokens = self._model, self._buckets.tokens[-1]
-        config = model.config
-        shape = AttentionShape(
-            config.num_heads, config.num_kv_heads, config.head_dim, cache.num_blocks, cache.block_size
-        )
-        frequencies = inverse_frequencies(config.rope, config.head_dim).to(model.device)
-        return [
-            PagedAttention(
-                shape,
-                group.window,
-                frequencies,
-                table,
-                max_num_tokens=max_num_tokens,
-                max_num_lone=self._buckets.decode[-1],
-                max_model_len=config.max_model_len,
-                dtype=model.dtype,
-            )
-            for group, table in zip(cache.groups, state.block_tables, strict=True)
-        ]
-
-
-def _upload_words(buckets: Buckets) -> int:
-    """Of the largest upload: rows, positions and ids of all tokens, tiles, two lists of rows that sample."""
-    num_tokens, num_rows = buckets.tokens[-1], buckets.decode[-1]
-    num_tiles = num_tokens // TILE_TOKENS + num_rows
-    return max(_MIN_UPLOAD, 3 * padded(num_tokens) + padded(2 * num_tiles) + 2 * padded(num_rows))
+        uploads = Uploads(upload_words(self._buckets), self._model.device)
+        executor = StreamExecutor(self._stream)
+        return assemble(self._model, cache, self._buckets, chosen.routed, chosen.buffers, executor, uploads)

@@ -14,8 +14,8 @@ from engine.sampling.params import SamplingParams
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.decoder_pass import DecoderPass, StepTokens
 from engine.tensorrt_backend.device_state import DeviceState
+from engine.tensorrt_backend.executor import Executor, Fetched, Replayable
 from engine.tensorrt_backend.forms import Segments
-from engine.tensorrt_backend.graphs import capture
 from engine.tensorrt_backend.kernels import FROM_STATE, take_tokens
 from engine.tensorrt_backend.packing import MAX_LONE_CHUNK, pack
 from engine.tensorrt_backend.step_buffers import StepBuffers
@@ -25,6 +25,7 @@ from scheduler.errors import FatalStepError
 from scheduler.step import Chunk, NewRow, PendingStep, StepInput, StepOutput
 
 T = TypeVar("T")
+_Guard = Callable[[Callable[[], torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class RoutedSegments:
 class TensorRTRunner:
     """One model on one GPU, and the state of its rows: scheduler.step.Runner.
 
-    launch() enqueues on a stream of its own and never waits for the device. What is known there (positions
+    launch() enqueues on the executor and never waits for the device. What is known there (positions
     and last tokens of rows that decode, block tables, sampling parameters) is not sent again.
     """
 
@@ -57,12 +58,12 @@ class TensorRTRunner:
         buffers: StepBuffers,
         decoder: DecoderPass,
         routed: RoutedSegments,
-        stream: torch.cuda.Stream,
+        executor: Executor,
     ) -> None:
         self._state, self._sampler, self._storage = state, sampler, storage
         self._uploads, self._buffers, self._decoder = uploads, buffers, decoder
-        self._routed, self._stream = routed, stream
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._routed, self._executor = routed, executor
+        self._graphs: dict[int, Replayable] = {}
         self._decode_rows: tuple[int, ...] = ()  # that the device has, before padding to _decode_bucket
         self._decode_bucket = 0
 
@@ -73,8 +74,7 @@ class TensorRTRunner:
         """Make the graph of a decode bucket. The rows are padding meanwhile, so that nothing changes."""
         self._buffers.decode_rows.fill_(-1)
         self._decode_rows, self._decode_bucket = (), 0
-        self._stream.wait_stream(torch.cuda.current_stream())
-        self._graphs[bucket] = capture(lambda: self._enqueue_decode(bucket), self._stream)
+        self._graphs[bucket] = self._executor.capture(lambda: self._enqueue_decode(bucket))
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -93,7 +93,7 @@ class TensorRTRunner:
     @torch.inference_mode()
     def launch(self, step: StepInput) -> PendingStep:
         """See scheduler.step.Runner."""
-        with torch.cuda.stream(self._stream):
+        with self._executor.entered():
             return self._guarded(lambda: self._launch(step))
 
     def _launch(self, step: StepInput) -> PendingStep:
@@ -102,7 +102,7 @@ class TensorRTRunner:
         self._storage.copy_blocks(step.block_copies)
         out = self._mixed(step) if step.chunks else self._decode(step.decode_rows)
         num_samples = len(step.decode_rows) + sum(chunk.samples for chunk in step.chunks)
-        return _Pending(step.step_id, out, num_samples, self._guarded)
+        return _Pending(step.step_id, self._executor.fetch(out), num_samples, self._guarded)
 
     def _decode(self, rows: tuple[int, ...]) -> torch.Tensor:
         """[2, bucket], token ids and finish codes."""
@@ -166,7 +166,7 @@ class TensorRTRunner:
             return work()
         except Exception as error:
             try:
-                self._stream.synchronize()
+                self._executor.synchronize()
             except torch.AcceleratorError as lost:
                 raise FatalStepError(lost_device(lost)) from error
             raise
@@ -175,22 +175,17 @@ class TensorRTRunner:
 class _Pending:
     """A launched step: scheduler.step.PendingStep."""
 
-    def __init__(
-        self, step_id: int, out: torch.Tensor, num_samples: int, guarded: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """out: token ids and finish codes, int32 [2, at least num_samples], on the device, copied now."""
+    def __init__(self, step_id: int, out: Fetched, num_samples: int, guarded: _Guard) -> None:
+        """out: token ids and finish codes, int32 [2, at least num_samples]."""
         self._step_id = step_id
+        self._out = out
         self._num_samples = num_samples
         self._guarded = guarded
-        self._out = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
-        self._out.copy_(out, non_blocking=True)
-        self._event = torch.Event(out.device)
-        self._event.record()
 
     def result(self) -> StepOutput:
         """See scheduler.step.PendingStep."""
-        self._guarded(self._event.synchronize)
-        token_ids, finishes = self._out[:, : self._num_samples].tolist()
+        out = self._guarded(self._out.wait)
+        token_ids, finishes = out[:, : self._num_samples].tolist()
         return StepOutput(self._step_id, token_ids, finishes)
 
 

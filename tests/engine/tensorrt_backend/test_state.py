@@ -1,31 +1,17 @@
 """The rows' state on the device: what a step sends, what a step that decodes takes. In the interpreter."""
 
-from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
 import pytest
 import torch
 
 from engine.tensorrt_backend.device_state import DeviceState
 from engine.tensorrt_backend.kernels import FROM_STATE, take_tokens
-from engine.tensorrt_backend.uploads import Uploads, Words, padded
+from engine.tensorrt_backend.uploads import Uploads
 from scheduler.step import Chunk, NewBlocks, NewRow, StepInput
+from tests.support.host_runner import HostUploads
 
 CPU = torch.device("cpu")
-
-
-class HostUploads:
-    """Uploads to where they are."""
-
-    def __init__(self, max_num_words: int) -> None:
-        self.max_num_words = max_num_words
-        self.num_uploads = 0
-
-    def upload(self, parts: Sequence[Words]) -> list[torch.Tensor]:
-        self.num_uploads += 1
-        assert sum(padded(part.size) for part in parts) <= self.max_num_words
-        return [torch.from_numpy(np.array(part)) for part in parts]
 
 
 @pytest.fixture
