@@ -40,7 +40,10 @@ class HostUploads:
 
 class _Again:
     def __init__(self, enqueue: Callable[[], object]) -> None:
-        self.replay = enqueue
+        self._enqueue = enqueue
+
+    def replay(self) -> None:
+        self._enqueue()
 
 
 class _Copied:
