@@ -1,11 +1,10 @@
 """From what a client asked for to a request that can run, or an error that names field and limit."""
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.errors import InvalidArgumentError
-from engine.sampling.params import SamplingParams
+from engine.sampling.params import SamplingParams, with_seed
 from engine.serving.output_text import OutputText
 from engine.serving.request_outputs import RequestOutputs
 from engine.serving.types import ModelInfo, OutputOptions
@@ -63,12 +62,11 @@ class Intake:
     def _request(self, asked: Asked) -> Request:
         prompt_token_ids = self._prompt_token_ids(asked.prompt)
         max_new_tokens = self._max_new_tokens(asked.params, len(prompt_token_ids))
-        seed = secrets.randbits(64) if asked.params.seed is None else asked.params.seed
         return Request(
             request_id=asked.request_id,
             prompt_token_ids=prompt_token_ids,
             max_new_tokens=max_new_tokens,
-            sampling=replace(asked.params, seed=seed, max_new_tokens=max_new_tokens),
+            sampling=replace(with_seed(asked.params), max_new_tokens=max_new_tokens),
             num_outputs=asked.params.num_outputs,
             priority=asked.priority,
             arrival_time=asked.arrival_time,
