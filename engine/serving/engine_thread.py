@@ -94,7 +94,7 @@ def _failed(request: Request, error: str, now: float) -> list[SequenceOutput]:
         num_generated_tokens=0,
         num_preemptions=0,
         arrival_time=request.arrival_time,
-        first_scheduled_time=None,
+        first_scheduled_time=now,  # by a scheduler that failed at it
         first_token_time=None,
         finished_time=now,
         error=error,

@@ -96,7 +96,8 @@ class Streams:
     def end(self, stream: Stream, end: RequestEnd) -> None:
         """The one end of an accepted request. Its last delta is in the mailbox, or the end has an error."""
         if end.error is not None:
-            stream.mailbox.fail(StepFailedError(end.error))
+            has_run = end.timings.queued is not None  # else another server can do all of it
+            stream.mailbox.fail(StepFailedError(end.error) if has_run else UnavailableError(end.error))
         assert stream.mailbox.ended, "the reader is told first"
         stream.ended.set_result(end)
         if stream.preparing is not None:

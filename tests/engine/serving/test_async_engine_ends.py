@@ -296,6 +296,28 @@ async def test_an_engine_that_cannot_go_on_dies_and_tells_everybody(
     fake.check_is_empty()
 
 
+async def test_requests_that_waited_when_the_engine_died_can_be_tried_elsewhere() -> None:
+    gate = Gate()
+
+    def die(step: StepInput) -> None:
+        gate(step)
+        if step.step_id == 3:
+            raise FatalStepError("the device is lost")
+
+    fake = fake_engine(FakeEngineOptions(max_num_seqs=1, runner=FakeRunner(before_step=die)))
+    async with fake.engine as engine:
+        running = start(engine, [97], "running", max_new_tokens=20)
+        await gate.arrival()
+        waiting = start(engine, [97], "waiting", max_new_tokens=20)
+        await asyncio.sleep(0)  # the engine has it after this step
+        gate.open()
+        with pytest.raises(StepFailedError, match="the device is lost"):
+            await running
+        with pytest.raises(UnavailableError, match=r"^FatalStepError: the device is lost"):
+            await waiting
+    fake.check_is_empty()
+
+
 async def test_requests_that_are_tokenized_when_the_engine_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = FakeRunner(before_step=failing({0}, FatalStepError("the device is lost")))
     fake = fake_engine(FakeEngineOptions(runner=runner))
