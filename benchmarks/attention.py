@@ -7,17 +7,16 @@ of a CUDA graph of many layers, each with a pool of its own, so that a layer fin
 cache. A layer includes RoPE and the writing of K/V. Exit status 1 if an aim is missed.
 """
 
-import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.gpu_timing import copy_bandwidth, graph_seconds
 from engine.attention.kernels import TILE_TOKENS, PagedAttention, StepAttention, Tuning
 from engine.attention.plan import AttentionShape
 from engine.attention.rope import inverse_frequencies
@@ -33,36 +32,6 @@ AIM_OF_COPY = 0.75  # at batch 64 and context 4096
 AIM_OF_FLASH = 0.5  # at 4096 tokens
 _ROTATED_BYTES = 512 << 20  # read by the layers of a graph: many times the L2 cache
 _MAX_NUM_LAYERS = 256
-
-
-def seconds(call: Callable[[], object], replays: int = 20) -> float:
-    """Median time of what `call` enqueues, as a CUDA graph."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return statistics.median(_times(graph.replay, replays))
-
-
-def _times(call: Callable[[], object], repeats: int = 20) -> list[float]:
-    begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    times: list[float] = []
-    for _ in range(repeats):
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return times
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written a second, by a copy of 4 GiB."""
-    source = torch.ones(1 << 32, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / statistics.median(_times(lambda: target.copy_(source)))
 
 
 @dataclass(frozen=True)
@@ -113,8 +82,8 @@ def decode(batch: int, context: int, tuning: Tuning | None = None) -> tuple[floa
     layers = make_layers(batch, context, batch, tuning)
     rows, positions = int32(list(range(batch))), int32([context - 1] * batch)
     step = layers.group.begin(rows, positions, None, batch)
-    shared = seconds(lambda: layers.group.begin(rows, positions, None, batch))
-    return seconds(lambda: layers.attend(step)) / len(layers.pools), shared
+    shared = graph_seconds(lambda: layers.group.begin(rows, positions, None, batch))
+    return graph_seconds(lambda: layers.attend(step)) / len(layers.pools), shared
 
 
 def prefill(num_tokens: int, tuning: Tuning | None = None) -> tuple[float, float]:
@@ -125,9 +94,8 @@ def prefill(num_tokens: int, tuning: Tuning | None = None) -> tuple[float, float
     tiles = int32([(start, min(TILE_TOKENS, num_tokens - start)) for start in starts])
     both, write = (layers.group.begin(rows, positions, x, 0) for x in (tiles, None))
     num_layers = len(layers.pools)
-    return seconds(lambda: layers.attend(both)) / num_layers, seconds(
-        lambda: layers.attend(write)
-    ) / num_layers
+    whole, writing = (graph_seconds(partial(layers.attend, step)) for step in (both, write))
+    return whole / num_layers, writing / num_layers
 
 
 def flash(num_tokens: int) -> float:
@@ -142,7 +110,7 @@ def flash(num_tokens: int) -> float:
             functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return seconds(attend) / 8
+        return graph_seconds(attend) / 8
 
 
 def report_decode(bandwidth: float) -> bool:

@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gpu_report import Report
+from benchmarks.gpu_timing import COPY_BYTES, copy_bandwidth
 from engine.model.config import ModelConfig
 from engine.tensorrt_backend.graphs import measure
 
 TOKENS = (512, 2048, 8192)
-_COPY_BYTES = 4 << 30
 _SQUARE = 8192
 _ROTATED_BYTES = 512 << 20  # of weights read by a graph: many times the L2 cache
 _NUM_REPLAYS = 15
@@ -33,8 +33,8 @@ class Reference:
 
 def measure_reference(config: ModelConfig, device: torch.device, report: Report) -> Reference:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    bandwidth = _copy_bandwidth(device, stream)
-    report.line(f"copy of {_COPY_BYTES >> 30} GiB: {bandwidth / 1e12:.3f} TB/s, read and written")
+    bandwidth = copy_bandwidth()
+    report.line(f"copy of {COPY_BYTES >> 30} GiB: {bandwidth / 1e12:.3f} TB/s, read and written")
     square = _product_rate(_SQUARE, [(_SQUARE, _SQUARE)], device, stream)
     report.line(f"bf16 product of {_SQUARE}^3: {square / 1e12:.0f} TFLOP/s")
     products = layer_products(config)
@@ -58,14 +58,6 @@ def layer_products(config: ModelConfig) -> dict[str, tuple[int, int]]:
         "gate_up": (2 * intermediate, hidden),
         "down": (hidden, intermediate),
     }
-
-
-def _copy_bandwidth(device: torch.device, stream: torch.cuda.Stream) -> float:
-    source = torch.empty(_COPY_BYTES // 4, device=device).normal_()
-    target = torch.empty_like(source)
-    # By a kernel: a graph's copy of memory to memory reached two thirds of this on an H200.
-    copied = measure(lambda: torch.neg(source, out=target), stream, num_replays=_NUM_REPLAYS)
-    return 2e6 * source.nbytes / copied
 
 
 def _product_rate(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_timing import copy_bandwidth, graph_seconds
 from engine.sampling.params import SamplingParams
 from scheduler.step import NewRow
 
@@ -67,25 +68,6 @@ def make_event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def graph_time(work: Sequence[Callable[[], object]], repeats: int) -> float:
-    """Microseconds of one of `work`, all of which one CUDA graph runs after one another."""
-    for each in work:
-        each()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for each in work:
-            each()
-    return median_time([graph.replay], repeats) / len(work)
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written in a microsecond."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / median_time([lambda: target.copy_(source)], 20)
-
-
 def make_logits(shape: Shape) -> list[Tensor]:
     """bfloat16, enough of them that reading one again finds it in no cache."""
     size = 2 * shape.batch * shape.vocab_size
@@ -107,7 +89,12 @@ def kernels_time(params: Sequence[SamplingParams], shape: Shape, logits: Sequenc
     rows = torch.arange(shape.batch, dtype=torch.int32, device=device)
     out = torch.zeros(2, shape.batch, dtype=torch.int32, device=device)
     last_token = torch.zeros(shape.batch, dtype=torch.int32, device=device)
-    return graph_time([partial(sampler.sample, each, rows, last_token, out) for each in logits], 20)
+
+    def sample() -> None:
+        for each in logits:
+            sampler.sample(each, rows, last_token, out)
+
+    return graph_seconds(sample) * 1e6 / len(logits)
 
 
 def torch_time(params: Sequence[SamplingParams], shape: Shape, logits: Sequence[Tensor]) -> float:
@@ -136,13 +123,13 @@ def main() -> int:
         print("benchmarks.sampling needs an NVIDIA GPU, and torch sees none here", file=sys.stderr)
         return 1
     bandwidth = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}, copies at {bandwidth / 1e6:.2f} TB/s; microseconds a step")
+    print(f"{torch.cuda.get_device_name()}, copies at {bandwidth / 1e12:.2f} TB/s; microseconds a step")
     print(f"{'rows ask for':12} {'scale':>6} {'batch':>6} {'kernels':>9} {'floor':>7} {'torch':>9}")
     for scale in arguments.scale:
         for batch in arguments.batch:
             shape = Shape(batch, arguments.vocab_size, scale)
             logits = make_logits(shape)
-            floor = logits[0].nbytes / bandwidth
+            floor = logits[0].nbytes / bandwidth * 1e6
             for name, params in LOADS.items():
                 kernels, peer = kernels_time(params, shape, logits), torch_time(params, shape, logits)
                 print(

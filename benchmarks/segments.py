@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu_timing import copy_bandwidth, graph_seconds
 from engine.model.config import ModelConfig, RopeConfig
 from engine.model.weights import LayerWeights, ModelWeights, weight_specs
 from engine.skinny.scratch import SkinnyScratch
 from engine.skinny.segments import SkinnySegments
 from engine.skinny.tiling import MAX_NUM_TOKENS
 from engine.tensorrt_backend.forms import Segments
+from engine.tensorrt_backend.graphs import capture
 from engine.torch_backend.segments import TorchSegments
 
 NUM_MIDDLE = 4
@@ -101,8 +103,8 @@ def all_forms(weights: ModelWeights[torch.Tensor]) -> Sequence[Form]:
 
 def row(make: Callable[[int], Segments], num_tokens: int, floors: Sequence[float]) -> str:
     segments, buffers = make(num_tokens), make_buffers(num_tokens)
-    middle = graph_time(lambda: buffers.run_middle(segments)) / NUM_MIDDLE
-    last = graph_time(lambda: buffers.run_last(segments))
+    middle = graph_seconds(lambda: buffers.run_middle(segments)) * 1e6 / NUM_MIDDLE
+    last = graph_seconds(lambda: buffers.run_last(segments)) * 1e6
     return f"{middle:16.1f} {middle / floors[0]:7.2f} {last:7.1f} {last / floors[1]:7.2f}"
 
 
@@ -128,45 +130,11 @@ def segment_bytes(weights: ModelWeights[torch.Tensor]) -> tuple[int, int]:
     return after_attention + layer.qkv.nbytes, after_attention + weights.head.nbytes
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second, read and written."""
-    source = torch.zeros(1 << 30, device=DEVICE)
-    target = torch.empty_like(source)
-    times = [event_time(lambda: target.copy_(source)) for _ in range(20)]
-    return 2 * source.nbytes / statistics.median(times[5:]) * 1e6
-
-
-def graph_time(enqueue: Callable[[], None]) -> float:
-    """Microseconds of one replay, median of 20."""
-    graph = capture(enqueue)
-    times = [event_time(graph.replay) for _ in range(25)]
-    return statistics.median(times[5:])
-
-
-def capture(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    enqueue()  # compiles
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        enqueue()
-    return graph
-
-
-def event_time(enqueue: Callable[[], object]) -> float:
-    """Microseconds on the device."""
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
-    enqueue()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e3
-
-
 def kernel_times(make: Callable[[int], Segments], num_tokens: int) -> list[tuple[str, float]]:
     """(kernel, microseconds) in the order in which a middle segment runs them."""
     segments, buffers = make(num_tokens), make_buffers(num_tokens)
-    graph = capture(lambda: buffers.run_middle(segments))
+    torch.cuda.synchronize()
+    graph = capture(lambda: buffers.run_middle(segments), torch.cuda.Stream())  # type: ignore[no-untyped-call]
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         graph.replay()
         torch.cuda.synchronize()
