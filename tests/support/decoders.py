@@ -1,6 +1,6 @@
 """Configurations and random weights of the tiny models of every architecture, without a checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -36,3 +36,17 @@ def random_decoder(config: ModelConfig, dtype: torch.dtype, device: str, seed: i
         (outside if spec.layer is None else layers[spec.layer])[spec.field] = weight.to(device, dtype)
     outside.setdefault("head", outside["embedding"])
     return Decoder(config, ModelWeights(layers=tuple(LayerWeights(**layer) for layer in layers), **outside))
+
+
+def converted(decoder: Decoder, dtype: torch.dtype) -> Decoder:
+    """The same weights in a wider dtype, to compute what is exact."""
+    weights = decoder.weights
+
+    def layer(each: LayerWeights[torch.Tensor]) -> LayerWeights[torch.Tensor]:
+        values = {field.name: getattr(each, field.name) for field in fields(each)}
+        return LayerWeights(**{name: None if v is None else v.to(dtype) for name, v in values.items()})
+
+    outside = (weights.embedding, weights.final_norm, weights.head)
+    embedding, final_norm, head = (weight.to(dtype) for weight in outside)
+    layers = tuple(map(layer, weights.layers))
+    return Decoder(decoder.config, ModelWeights(embedding, layers, final_norm, head))

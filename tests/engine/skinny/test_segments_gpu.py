@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from engine.model.config import ModelConfig, RopeConfig
-from engine.model.weights import LayerWeights, ModelWeights
 from engine.skinny.scratch import SkinnyScratch
 from engine.skinny.segments import SkinnySegments
 from engine.tensorrt_backend.forms import Segments
 from engine.torch_backend.segments import TorchSegments
-from tests.support.decoders import Decoder, random_decoder
+from tests.support.decoders import Decoder, converted, random_decoder
 
 pytestmark = pytest.mark.gpu
 
@@ -85,17 +84,6 @@ class Buffers:
         segments.last(self.attended, residual_after, logits)
 
 
-def in_float32(decoder: Decoder) -> Decoder:
-    def layer(weights: LayerWeights[torch.Tensor]) -> LayerWeights[torch.Tensor]:
-        values = {name: getattr(weights, name) for name in LayerWeights.__slots__}
-        return LayerWeights(**{name: None if v is None else v.float() for name, v in values.items()})
-
-    weights = decoder.weights
-    layers = tuple(layer(each) for each in weights.layers)
-    outside = (weights.embedding.float(), layers, weights.final_norm.float(), weights.head.float())
-    return Decoder(decoder.config, ModelWeights(*outside))
-
-
 @pytest.mark.parametrize(
     ("decoder", "num_tokens"),
     [(name, num_tokens) for name, case in CASES.items() for num_tokens in case[2]],
@@ -112,7 +100,7 @@ def test_graph_computes_the_decoder(decoder: Decoder, scratch: SkinnyScratch, nu
     with torch.cuda.graph(graph):
         buffers.run(segments)
     expected = Buffers(config, num_tokens, torch.float32)
-    reference = in_float32(decoder)
+    reference = converted(decoder, torch.float32)
     for seed in (1, 2):
         buffers.draw(seed)
         for output in buffers.outputs:

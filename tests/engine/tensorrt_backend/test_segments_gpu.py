@@ -7,7 +7,6 @@ weights. In 16 bits torch itself errs, and a plan may err twice as much.
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from engine.errors import TensorRTError
-from engine.model.weights import LayerWeights, ModelWeights
 from engine.tensorrt_backend.contexts import PlanEngine, PlanRuntime, SegmentContext
 from engine.tensorrt_backend.disk_cache import CacheFile
 from engine.tensorrt_backend.kernel_cache import KernelCache
@@ -25,7 +23,7 @@ from engine.tensorrt_backend.plans import PlanSpec, build_plan
 from engine.tensorrt_backend.segments import SegmentForm, SegmentKind, segment_spec
 from engine.torch_backend.segments import TorchSegments
 from tests.engine.conftest import MODELS
-from tests.support.decoders import Decoder, model_config, random_decoder
+from tests.support.decoders import Decoder, converted, model_config, random_decoder
 
 pytestmark = pytest.mark.gpu
 
@@ -107,15 +105,7 @@ def _run(segments: Any, decoder: Decoder, buffers: Buffers) -> list[torch.Tensor
 
 
 def _exact(decoder: Decoder) -> list[torch.Tensor]:
-    weights = decoder.weights
-    layers = [
-        LayerWeights(
-            **{f.name: None if (w := getattr(layer, f.name)) is None else w.double() for f in fields(layer)}
-        )
-        for layer in weights.layers
-    ]
-    outside = (weights.embedding.double(), tuple(layers), weights.final_norm.double(), weights.head.double())
-    wide = Decoder(decoder.config, ModelWeights(*outside))
+    wide = converted(decoder, torch.float64)
     return _run(TorchSegments(wide.config, wide.weights), wide, _buffers(wide))
 
 
