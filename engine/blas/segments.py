@@ -9,7 +9,7 @@ import torch
 from engine.blas.kernels import add_norm, norm, swiglu
 from engine.model.config import ModelConfig
 from engine.model.weights import LayerWeights, ModelWeights
-from engine.skinny.kernels.rows import head_norm
+from engine.skinny.kernels.rows import norm_heads
 
 
 class BlasScratch:
@@ -88,22 +88,8 @@ class BlasSegments:
     def _before_attention(
         self, layer: LayerWeights[torch.Tensor], normed: torch.Tensor, qkv_out: torch.Tensor
     ) -> None:
-        config = self._config
         _multiply(normed, layer.qkv, layer.qkv_bias, qkv_out)
-        if layer.q_norm is None or layer.k_norm is None:
-            return
-        head_norm[(len(normed), config.num_heads + config.num_kv_heads)](
-            qkv_out,
-            layer.q_norm,
-            layer.k_norm,
-            config.num_heads,
-            config.qkv_size,
-            config.rms_norm_eps,
-            HEAD_DIM=config.head_dim,
-            BLOCK=1 << (config.head_dim - 1).bit_length(),
-            PDL=False,
-            num_warps=1,
-        )
+        norm_heads(qkv_out, layer, self._config)
 
 
 def _multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.weights import LayerWeights, ModelWeights
-from engine.skinny.kernels.rows import embed, head_norm
+from engine.skinny.kernels.rows import embed, norm_heads
 from engine.skinny.product import Norm, Product
 from engine.skinny.scratch import SkinnyScratch, product_shapes
 from engine.skinny.tiling import ProductShape, token_block
@@ -106,20 +106,5 @@ class SkinnySegments:
         self._down.residual(activated, layer.down, layer.down_bias, scratch.residual, next_norm)
 
     def _before_attention(self, layer: LayerWeights[torch.Tensor], qkv_out: torch.Tensor) -> None:
-        config = self._config
         self._qkv.scaled(self._scaled(), layer.qkv, layer.qkv_bias, qkv_out)
-        if layer.q_norm is None or layer.k_norm is None:
-            return
-        head_norm[(self._num_tokens, config.num_heads + config.num_kv_heads)](
-            qkv_out,
-            layer.q_norm,
-            layer.k_norm,
-            config.num_heads,
-            config.qkv_size,
-            config.rms_norm_eps,
-            HEAD_DIM=config.head_dim,
-            BLOCK=1 << (config.head_dim - 1).bit_length(),
-            PDL=self._pdl,
-            num_warps=1,
-            launch_pdl=self._pdl,
-        )
+        norm_heads(qkv_out, layer, self._config, pdl=self._pdl)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -88,7 +89,7 @@ class PlanCache:
             "gpu": self._gpu,
             "segment": spec.segment.name,
             "buckets": list(spec.buckets),
-            "definition": _definition_digest(),
+            "definition": sources_digest(decoder, network, segments, plans),
             **_model_numbers(spec.segment.config),
         }
 
@@ -112,9 +113,9 @@ def _model_numbers(config: ModelConfig) -> Key:
     return {name: everything[name] for name in _MODEL_FIELDS}
 
 
-def _definition_digest() -> str:
-    """Of the sources that decide which layers a plan has, so that a new release builds its own."""
+def sources_digest(*modules: ModuleType) -> str:
+    """Of what decides about a file, so that a new release makes its own."""
     digest = hashlib.sha256()
-    for module in (decoder, network, segments, plans):
+    for module in modules:
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()[:12]

@@ -22,7 +22,7 @@ CONFINED = {
     "tensorrt": ("engine/tensorrt_backend/library.py",),
     "tensorrt_rtx": ("engine/tensorrt_backend/library.py",),
     "triton": tuple(
-        f"engine/{name}/kernels/" for name in ("attention", "sampling", "skinny", "tensorrt_backend")
+        f"engine/{name}/kernels/" for name in ("attention", "blas", "sampling", "skinny", "tensorrt_backend")
     ),
     "cuda": ("engine/tensorrt_backend/",),
     "asyncio": ("scheduler/loop.py", "engine/serving/", "proto/inflight/"),

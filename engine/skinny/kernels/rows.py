@@ -1,8 +1,11 @@
 """What the small-batch form computes beside matrix products."""
 
+import torch
 import triton
 import triton.language as tl
 
+from engine.model.config import ModelConfig
+from engine.model.weights import LayerWeights
 from engine.skinny.kernels.finish import end_row
 
 
@@ -25,7 +28,7 @@ def embed(
 
 
 @triton.jit
-def head_norm(
+def _norm_heads(
     qkv, q_norm, k_norm, num_heads, num_columns, eps,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -42,3 +45,27 @@ def head_norm(
     x = tl.load(at, mask=i < HEAD_DIM, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, axis=0) / HEAD_DIM + eps)
     tl.store(at, (x * weight.to(tl.float32)).to(qkv.dtype.element_ty), mask=i < HEAD_DIM)
+
+
+def norm_heads(
+    qkv: torch.Tensor, layer: LayerWeights[torch.Tensor], config: ModelConfig, *, pdl: bool = False
+) -> None:
+    """Norms of query and key heads of qkv [N, qkv_size], in place, where the model has them.
+
+    pdl: the kernel may start before the one in front of it has ended (and waits for it).
+    """
+    if layer.q_norm is None or layer.k_norm is None:
+        return
+    _norm_heads[(len(qkv), config.num_heads + config.num_kv_heads)](
+        qkv,
+        layer.q_norm,
+        layer.k_norm,
+        config.num_heads,
+        config.qkv_size,
+        config.rms_norm_eps,
+        HEAD_DIM=config.head_dim,
+        BLOCK=triton.next_power_of_2(config.head_dim),
+        PDL=pdl,
+        num_warps=1,
+        launch_pdl=pdl,
+    )
