@@ -11,12 +11,12 @@ from engine.config import EngineOptions
 from engine.loading import BuiltBackend, LoadedModel
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.build import _Build
+from engine.tensorrt_backend.choices import Choice, Selection, read_selection
 from engine.tensorrt_backend.decoder_pass import StepTokens
 from engine.tensorrt_backend.executor import StreamExecutor
 from engine.tensorrt_backend.forms import Segments
 from engine.tensorrt_backend.graphs import measure
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
-from engine.tensorrt_backend.selection import Choice, Selection, read_selection
 
 
 @dataclass(frozen=True, slots=True)

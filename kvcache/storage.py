@@ -6,6 +6,8 @@ import torch
 
 from kvcache.config import KVCacheConfig
 
+_MAX_RUN = 8  # blocks that are copied at once
+
 
 def bytes_per_block(config: KVCacheConfig, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes that one block of the pool takes, keys and values of all layers of a group."""
@@ -37,6 +39,11 @@ class KVCacheStorage:
         self._layers = {layer: pairs[j] for group in config.groups for j, layer in enumerate(group.layers)}
 
     @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._pool.shape[4]
+
+    @property
     def num_bytes(self) -> int:
         return self._pool.nbytes
 
@@ -47,17 +54,26 @@ class KVCacheStorage:
     def copy_blocks(self, copies: Iterable[tuple[int, int]]) -> None:
         """Copy (source, destination) blocks in all layers, as if one after the other."""
         for sources, destinations in _independent_runs(copies):
-            source = torch.tensor(sources, device=self._pool.device)
-            destination = torch.tensor(destinations, device=self._pool.device)
+            source, destination = self._to_device(sources), self._to_device(destinations)
             self._pool.index_copy_(2, destination, self._pool.index_select(2, source))
+
+    def _to_device(self, ids: list[int]) -> torch.Tensor:
+        """Without waiting for the device, which a copy from pageable memory would."""
+        tensor = torch.tensor(ids)
+        if self._pool.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._pool.device, non_blocking=True)
 
 
 def _independent_runs(copies: Iterable[tuple[int, int]]) -> Iterator[tuple[list[int], list[int]]]:
-    """Runs that may be copied at once: none reads or writes what an earlier copy of its run has written."""
+    """Runs that may be copied at once: none reads or writes what an earlier copy of its run has written.
+
+    Short ones, because the blocks of a run are in memory twice for a while.
+    """
     sources: list[int] = []
     destinations: list[int] = []
     for source, destination in copies:
-        if source in destinations or destination in destinations:
+        if source in destinations or destination in destinations or len(sources) == _MAX_RUN:
             yield sources, destinations
             sources, destinations = [], []
         sources.append(source)

@@ -21,6 +21,7 @@ from engine.model.config import ModelConfig
 from engine.tensorrt_backend.assemble import assemble, upload_words
 from engine.tensorrt_backend.buckets import decode_buckets, token_buckets
 from engine.tensorrt_backend.candidates import Buckets, Candidates, plan_specs
+from engine.tensorrt_backend.choices import Selection, choices
 from engine.tensorrt_backend.contexts import PlanEngine, PlanRuntime
 from engine.tensorrt_backend.disk_cache import CacheFile
 from engine.tensorrt_backend.executor import StreamExecutor
@@ -30,7 +31,7 @@ from engine.tensorrt_backend.library import Library, load_library
 from engine.tensorrt_backend.plan_cache import CachedPlan, PlanCache
 from engine.tensorrt_backend.plans import PlanSpec
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
-from engine.tensorrt_backend.selection import Selection, Selector, choices
+from engine.tensorrt_backend.selection import Selector
 from engine.tensorrt_backend.selection_file import selection_file
 from engine.tensorrt_backend.start import Phases
 from engine.tensorrt_backend.step_buffers import StepBuffers, allocate

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.blas.segments import BlasScratch, BlasSegments
+from engine.errors import TensorRTError
 from engine.loading import LoadedModel
 from engine.model.config import ModelConfig
 from engine.skinny.scratch import SkinnyScratch
@@ -23,11 +24,15 @@ SKINNY = "skinny"
 BLAS = "blas"
 TORCH = "torch"
 
+FORMS = frozenset({*(form.value for form in SegmentForm), SKINNY, BLAS, TORCH})
+"""All names that `Candidates.make` takes."""
+
 # Up to where marked outputs help: with more tokens the matrix products are not bound by memory alone.
 _MAX_MARKED = 16
 _NUM_THREADS = 8  # that compile kernels
 
 Report = Callable[[int, int], None]
+_Key = tuple[SegmentKind, SegmentForm, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ class Candidates:
         self._engines: Mapping[tuple[SegmentKind, SegmentForm], PlanEngine] = {
             (engine.spec.segment.kind, engine.spec.segment.form): engine for engine in engines
         }
-        self._contexts: dict[tuple[SegmentKind, SegmentForm, int], SegmentContext] = {}
+        self._contexts: dict[_Key, SegmentContext] = {}
+        self._refused: dict[_Key, TensorRTError] = {}
         self._arena: torch.Tensor | None = None
         hidden = model.config.hidden_size
         marked = (2, _MAX_MARKED, hidden)
@@ -76,22 +82,33 @@ class Candidates:
         forms = [form.value for form in SegmentForm if not form.is_marked or bucket <= _MAX_MARKED]
         if self._model.config.num_layers == 1:
             forms = [SegmentForm.FUSED.value]
-        return [*forms, BLAS, *([SKINNY] if bucket <= MAX_NUM_TOKENS else [])]
+        # In float16 the small-batch kernels overflow where others do not: they norm after they multiply.
+        has_skinny = bucket <= MAX_NUM_TOKENS and self._model.dtype != torch.float16
+        return [*forms, BLAS, *([SKINNY] if has_skinny else [])]
 
     def prepare(self, wanted: Iterable[tuple[str, int]], stream: torch.cuda.Stream, report: Report) -> None:
-        """Make the contexts of (form, bucket) pairs, several at a time; theirs is one piece of memory."""
+        """Make the contexts of (form, bucket) pairs, several at a time; theirs is one piece of memory.
+
+        What the library refuses is told by `make`.
+        """
         keys = {key for name, bucket in wanted for key in self._keys(name, bucket)} - set(self._contexts)
         handle = stream.cuda_stream
 
-        def create(key: tuple[SegmentKind, SegmentForm, int]) -> SegmentContext:
+        def create(key: _Key) -> SegmentContext | TensorRTError:
             torch.cuda.set_device(self._model.device)
-            return self._engines[key[:2]].create_context(key[2], handle)
+            try:
+                return self._engines[key[:2]].create_context(key[2], handle)
+            except TensorRTError as error:
+                return error
 
         # The largest first: they take longest.
         ordered = sorted(keys, key=lambda key: -key[2])
         with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kernels") as pool:
             for done, (key, context) in enumerate(zip(ordered, pool.map(create, ordered), strict=True), 1):
-                self._contexts[key] = context
+                if isinstance(context, TensorRTError):
+                    self._refused[key] = context
+                else:
+                    self._contexts[key] = context
                 report(done, len(ordered))
         self._share_memory()
 
@@ -105,7 +122,10 @@ class Candidates:
         return 0 if self._arena is None else self._arena.nbytes
 
     def make(self, name: str, bucket: int) -> Segments:
-        """Of a pair that was prepared, or of the own kernels or torch."""
+        """Of a pair that was prepared, or of a form without plans.
+
+        Raises TensorRTError where one of its plans was refused.
+        """
         if name == SKINNY:
             return SkinnySegments(self._model.config, self._model.weights, bucket, self._skinny_scratch)
         if name == BLAS:
@@ -113,6 +133,9 @@ class Candidates:
         if name == TORCH:
             return TorchSegments(self._model.config, self._model.weights)
         form = SegmentForm(name)
+        for key in self._keys(name, bucket):
+            if key in self._refused:
+                raise self._refused[key]
         contexts = {key[0]: self._contexts[key] for key in self._keys(name, bucket)}
         return PlanSegments(
             self._model.weights,
@@ -122,7 +145,7 @@ class Candidates:
             self._unread if form.is_marked else (),
         )
 
-    def _keys(self, name: str, bucket: int) -> Iterator[tuple[SegmentKind, SegmentForm, int]]:
+    def _keys(self, name: str, bucket: int) -> Iterator[_Key]:
         if name in (SKINNY, BLAS, TORCH):
             return
         yield SegmentKind.FIRST, SegmentForm.FUSED, bucket

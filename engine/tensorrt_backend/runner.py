@@ -78,13 +78,14 @@ class TensorRTRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile what steps with chunks run, and graphs do not: a short and a long one.
+        """Compile what steps with chunks run, and graphs do not: the shortest, a short and the longest one.
 
         To be done before anything is served, for it writes to block 0.
         """
         num_groups, _, num_blocks = self._state.block_tables.shape
         row = NewRow(0, 1, 0, 0, ((0,) * num_blocks,) * num_groups, 1, SamplingParams(), 0)
-        for length in {1, min(MAX_LONE_CHUNK + 1, self._routed.tokens.largest, num_blocks)}:
+        largest = min(self._routed.tokens.largest, num_blocks * self._storage.block_size)
+        for length in {1, min(MAX_LONE_CHUNK + 1, largest), largest}:
             chunk = Chunk(0, 0, (0,) * length, samples=True)
             self.launch(StepInput(0, chunks=(chunk,), new_rows=(row,), num_tokens=length)).result()
 
@@ -140,7 +141,7 @@ class TensorRTRunner:
                 _padded(packed.sample_index, sampled, 0),
             )
         )
-        tokens = StepTokens(rows, positions, token_ids, packed.num_lone, tiles if len(tiles) else None)
+        tokens = StepTokens(rows, positions, token_ids, packed.num_lone, tiles)
         self._take(tokens, all_decode=False)
         residual = self._decoder.layers(routed.segments[bucket], tokens)
         out = self._buffers.output(sampled)

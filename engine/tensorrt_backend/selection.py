@@ -3,18 +3,16 @@
 Measured once on a GPU, then kept on disk beside the plans.
 """
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 
 from engine.loading import LoadedModel
-from engine.tensorrt_backend.buckets import Router
-from engine.tensorrt_backend.candidates import SKINNY, TORCH, Buckets, Candidates, Report
-from engine.tensorrt_backend.disk_cache import CacheFile, Miss
+from engine.tensorrt_backend.candidates import BLAS, SKINNY, TORCH, Buckets, Candidates, Report
+from engine.tensorrt_backend.choices import Choice, Selection, choices, read_selection, write_selection
+from engine.tensorrt_backend.disk_cache import CacheFile
 from engine.tensorrt_backend.forms import ComposedSegments, Segments
 from engine.tensorrt_backend.graphs import measure
 from engine.tensorrt_backend.runner import RoutedSegments
@@ -25,33 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 _MAX_LAYERS = 8  # measured in turn: together their weights are many times the GPU's cache
 _ENOUGH = 0.8  # of the bandwidth of a copy, at which matrix products are as good as they get
-_COPY_BYTES = 1 << 29
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A form for a part of a bucket's segments, and the microseconds it takes: of all layers, or of the last
-    segment. measured: what every form that was tried takes."""
-
-    form: str
-    microseconds: float
-    measured: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """layers: by bucket; last: by decode bucket. rejected: forms that differ from the reference, one line
-    each."""
-
-    layers: Mapping[int, Choice]
-    last: Mapping[int, Choice]
-    rejected: tuple[str, ...] = ()
-
-    def routers(self) -> tuple[Router, Router]:
-        """(of steps that only decode, of any step)."""
-        layers = {bucket: choice.microseconds for bucket, choice in self.layers.items()}
-        decode = {bucket: layers[bucket] + choice.microseconds for bucket, choice in self.last.items()}
-        return Router(decode), Router(layers)
+_COPY_BYTES = 1 << 27  # twice, which is several times a GPU's cache
 
 
 class Selector:
@@ -134,7 +106,8 @@ class Selector:
         return (len(layers) - 1) * layer_bytes * copied / (2 * _COPY_BYTES)
 
     def _names(self, bucket: int) -> list[str]:
-        return [SKINNY] if bucket in self._settled else self._candidates.names(bucket)
+        """Forms to be tried. The head of a settled bucket may still be faster by other products."""
+        return [SKINNY, BLAS] if bucket in self._settled else self._candidates.names(bucket)
 
     def _choose(self, bucket: int, part: str) -> Choice:
         measured = {
@@ -155,8 +128,13 @@ class Selector:
         return self._usable_forms[name, bucket, part]
 
     def _passes(self, name: str, bucket: int, part: str) -> bool:
-        with torch.cuda.stream(self._stream):
-            problem = self._check.problem(self._candidates.make(name, bucket), bucket, part=part)
+        try:
+            with torch.cuda.stream(self._stream):
+                problem = self._check.problem(self._candidates.make(name, bucket), bucket, part=part)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # no fault of the form
+        except Exception as error:  # a plan that the library refuses, a kernel that does not compile here
+            problem = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if problem is not None:
             self._rejected.append(f"{name}, {bucket} tokens: {problem}")
             _LOG.warning("not used: %s", self._rejected[-1])
@@ -195,28 +173,3 @@ class Selector:
     def _enqueue_last(self, segments: Segments, bucket: int) -> None:
         buffers = self._buffers
         segments.last(buffers.last_attended[:bucket], buffers.last_residual[:bucket], buffers.logits[:bucket])
-
-
-def choices(selection: Selection) -> Iterable[tuple[str, int, Choice]]:
-    """(part, bucket, choice) of all parts and buckets."""
-    yield from (("layers", bucket, choice) for bucket, choice in selection.layers.items())
-    yield from (("last", bucket, choice) for bucket, choice in selection.last.items())
-
-
-def write_selection(file: CacheFile, selection: Selection) -> None:
-    file.write(json.dumps(asdict(selection), indent=1).encode())
-
-
-def read_selection(file: CacheFile) -> Selection | None:
-    """None, with a line in the log that says why, where there is none for this GPU, model and library."""
-    content = file.read()
-    if isinstance(content, Miss):
-        if content.reason is not None:
-            _LOG.info("forms are measured again: %s", content.reason)
-        return None
-    parts = json.loads(content)
-    return Selection(_read_part(parts["layers"]), _read_part(parts["last"]), tuple(parts["rejected"]))
-
-
-def _read_part(part: Mapping[str, dict[str, Any]]) -> dict[int, Choice]:
-    return {int(bucket): Choice(**choice) for bucket, choice in part.items()}

@@ -6,11 +6,14 @@ import torch
 
 from engine.blas import segments as blas_segments
 from engine.blas.kernels import rows as blas_rows
+from engine.model import decoder
 from engine.model.config import ModelConfig
+from engine.skinny import product, scratch, tiling
 from engine.skinny import segments as skinny_segments
-from engine.skinny import tiling
-from engine.skinny.kernels import product as skinny_product
-from engine.tensorrt_backend import candidates, network, segments
+from engine.skinny.kernels import finish
+from engine.skinny.kernels import product as skinny_kernels
+from engine.skinny.kernels import rows as skinny_rows
+from engine.tensorrt_backend import candidates, choices, network, plans, segments, self_check
 from engine.tensorrt_backend.candidates import Buckets
 from engine.tensorrt_backend.disk_cache import CacheFile, Key
 from engine.tensorrt_backend.gpu import Gpu
@@ -18,7 +21,11 @@ from engine.tensorrt_backend.library import Library
 from engine.tensorrt_backend.plan_cache import buckets_digest, model_digest, sources_digest
 
 # What a form is made of; a change of one may change which is fastest.
-_FORMS = (candidates, network, segments, blas_segments, blas_rows, skinny_segments, skinny_product, tiling)
+_DEFINITION = (
+    *(decoder, network, segments, plans, candidates, choices, self_check),
+    *(blas_segments, blas_rows),
+    *(skinny_segments, product, scratch, tiling, skinny_kernels, finish, skinny_rows),
+)
 
 
 def selection_file(
@@ -34,6 +41,6 @@ def selection_file(
         "tokens": list(buckets.tokens),
         "decode": list(buckets.decode),
         "layers": config.num_layers,
-        "definition": sources_digest(*_FORMS),
+        "definition": sources_digest(*_DEFINITION),
     }
     return CacheFile(directory / f"forms-{library.name}-{model}-{gpu.slug}-{sizes}.forms", key)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 from engine.tensorrt_backend.buckets import Router
+from engine.tensorrt_backend.choices import Choice, Selection
 from engine.tensorrt_backend.library import Library
-from engine.tensorrt_backend.selection import Choice, Selection
 
 
 def details(library: Library, selection: Selection) -> Iterator[tuple[str, str]]:

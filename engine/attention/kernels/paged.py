@@ -83,6 +83,8 @@ class PagedAttention:
         assert num_tokens <= self.max_num_tokens
         assert num_lone <= min(self.max_num_lone, num_tokens)
         half = self.shape.head_dim // 2
+        # Steps with tiles have any number of lone tokens: one compilation for all of them.
+        lone = triton.next_power_of_2(max(num_lone if tiles is None else self.max_num_lone, 16))
         split[(num_tokens,)](
             rows,
             positions,
@@ -95,12 +97,12 @@ class PagedAttention:
             WINDOW=self.window,
             HALF=half,
             PAIRS=triton.next_power_of_2(half),
-            LONE=triton.next_power_of_2(max(num_lone, 16)),
+            LONE=lone,
             MOST=self.tuning.most_pieces,
             ENOUGH=self.tuning.enough_pieces,
             LEAST_TILES=self.tuning.least_tiles,
             SLOTS=triton.next_power_of_2(self.tuning.most_pieces),
-            PIECES=triton.next_power_of_2(self.tuning.most_pieces + num_lone),
+            PIECES=triton.next_power_of_2(self.tuning.most_pieces + lone),
             TILE=self.tuning.lone.keys,
             num_warps=4,
         )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.tensorrt_backend.choices import Choice, Selection, read_selection, write_selection
 from engine.tensorrt_backend.disk_cache import CacheFile
-from engine.tensorrt_backend.selection import Choice, Selection, read_selection, write_selection
 
 SELECTION = Selection(
     layers={
@@ -29,6 +29,27 @@ def test_another_gpu_measures_again(tmp_path: Path, caplog: pytest.LogCaptureFix
     write_selection(CacheFile(tmp_path / "some.forms", {"gpu": "a"}), SELECTION)
     with caplog.at_level(logging.INFO):
         assert read_selection(CacheFile(tmp_path / "some.forms", {"gpu": "b"})) is None
+    assert "forms are measured again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"layers": {}}',
+        b'{"layers": {}, "last": {"4": {"form": "x"}}, "rejected": []}',
+        b'{"layers": {"4": {"form": "of another release", "microseconds": 1, "measured": {}}},'
+        b' "last": {}, "rejected": []}',
+        b"[]",
+        b"nothing",
+    ],
+)
+def test_what_cannot_be_used_is_measured_again(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = CacheFile(tmp_path / "some.forms", {"gpu": "a"})
+    file.write(content)
+    with caplog.at_level(logging.INFO):
+        assert read_selection(file) is None
     assert "forms are measured again" in caplog.text
 
 

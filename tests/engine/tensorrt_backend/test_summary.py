@@ -1,7 +1,7 @@
 """What people get to see of the choices."""
 
+from engine.tensorrt_backend.choices import Choice, Selection
 from engine.tensorrt_backend.library import load_library
-from engine.tensorrt_backend.selection import Choice, Selection
 from engine.tensorrt_backend.summary import details
 
 
