@@ -3,8 +3,10 @@
 import logging
 import shutil
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import SubprocessError
 
 import torch
 
@@ -51,6 +53,8 @@ def why_no_packages() -> str | None:
     for module, requirement in GPU_MODULES.items():
         if not has_module(module):
             return f"{module} is not installed. Do: pip install '{requirement}'"
+    if (found := _other_triton()) is not None:
+        return f"triton {found} was never tried with these kernels. Do: pip install '{GPU_MODULES['triton']}'"
     from engine.tensorrt_backend.library import load_library
 
     try:
@@ -58,6 +62,15 @@ def why_no_packages() -> str | None:
     except BackendUnavailableError as error:
         return str(error)
     return None
+
+
+def _other_triton() -> str | None:
+    """Its version, if it is none that the kernels are written for."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:  # a build from source, by somebody who knows
+        return None
+    return None if found.startswith("3.6.") else found
 
 
 def why_no_compiler() -> str | None:
@@ -105,13 +118,23 @@ def build_backend(options: EngineOptions, progress: PhaseProgress | None = None)
         raise BackendUnavailableError(f"the GPU failed at the start ({reason}): {advice}") from error
 
 
+def _build_tensorrt(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
+    from engine.tensorrt_backend.build import build
+
+    if (problem := why_no_compiler()) is None:
+        return build(options, progress)
+    _log.warning("kernels that were not compiled here before will fail: %s", problem)
+    try:
+        return build(options, progress)
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, SubprocessError) as error:  # Triton's
+        raise BackendUnavailableError(f"kernels could not be compiled: {problem}") from error
+
+
 def _build(backend: str, options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
     if backend == "tensorrt":
-        if (problem := why_no_compiler()) is not None:
-            _log.warning("kernels that were not compiled here before will fail: %s", problem)
-        from engine.tensorrt_backend.build import build as build_tensorrt
-
-        return build_tensorrt(options, progress)
+        return _build_tensorrt(options, progress)
     from engine.torch_backend.build import build as build_torch
 
     return build_torch(options, progress)

@@ -140,6 +140,8 @@ def _backends() -> Iterator[Finding]:
     """What `inflight serve` would run, and what not."""
     reason = why_not_tensorrt(EngineOptions(MODEL_DIR))
     device = "the CPU" if why_no_cuda() is not None else torch.cuda.get_device_name()
-    yield Finding("tensorrt backend", "does not run here" if reason else f"runs, on {device}", reason)
+    compiler = why_no_compiler() if reason is None else None
+    runs = "does not run here" if reason else f"{'may fail' if compiler else 'runs'}, on {device}"
+    yield Finding("tensorrt backend", runs, reason or compiler)
     yield Finding("torch backend", f"runs, on {device}")
     yield Finding("inflight serve", f"takes {'torch' if reason else 'tensorrt'}, on {device}")

@@ -40,6 +40,7 @@ from engine.tensorrt_backend.uploads import Uploads
 from kvcache.config import KVCacheConfig, group_layers
 from kvcache.storage import bytes_per_block
 
+_BLAS_WORKSPACE = 64 << 20  # bytes, which torch takes once more for the thread that steps run in
 _NUM_BUILDERS = 4  # plans built at once
 
 
@@ -170,7 +171,7 @@ class _Build:
             block_bytes=bytes_per_block(block, model.config.num_kv_heads, model.config.head_dim, model.dtype),
             weight_bytes=model.weight_bytes,
             set_aside=(
-                ("activations", chosen.activation_bytes),
+                ("activations", chosen.activation_bytes + _BLAS_WORKSPACE),
                 ("plans and kernels", max(0, taken - chosen.activation_bytes)),
                 ("graphs", graphs),
             ),
@@ -187,15 +188,14 @@ class _Build:
     def _graph_bytes(self, chosen: _Chosen, block: KVCacheConfig) -> int:
         """What graphs will take: those of the two largest buckets, captured over a pool of one block."""
         device = self._model.device
-        runner, sizes = self._runner(chosen, block), []
-        used = chosen.routed.decode.used
+        free = [free_bytes(device)]
+        runner, used = self._runner(chosen, block), chosen.routed.decode.used
         for bucket in used[-2:][::-1]:
-            before = free_bytes(device)
             runner.capture(bucket)
             runner.warm_up()
-            sizes.append(before - free_bytes(device))
-        # The first one also loads kernels and takes the allocators' pages; the others are like the second.
-        return max(0, sizes[0] + max(0, sizes[-1]) * (len(used) - 1))
+            free.append(free_bytes(device))
+        # The first one comes with the rows' state, scratch memory and kernels; the others are like the last.
+        return max(0, free[0] - free[1]) + max(0, free[-2] - free[-1]) * (len(used) - 1)
 
     def _runner(self, chosen: _Chosen, cache: KVCacheConfig) -> TensorRTRunner:
         uploads = Uploads(upload_words(self._buckets), self._model.device)

@@ -111,3 +111,26 @@ def test_a_gpu_without_enough_memory_comes_with_advice(monkeypatch: pytest.Monke
     assert message.startswith(f"{MODEL_DIR} does not fit the device: CUDA out of memory. Tried to allocate")
     assert "5.75 MiB is free. Do: give lower --max-num-batched-tokens" in message
     assert "by PyTorch" not in message
+
+
+def test_another_triton_is_refused_before_it_compiles_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "version", lambda package: "3.7.1")
+    assert why_no_packages() == (
+        "triton 3.7.1 was never tried with these kernels. Do: pip install 'triton>=3.6,<3.7'"
+    )
+
+
+def test_kernels_without_a_compiler_end_the_start_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.tensorrt_backend import build
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(build, "build", fail)
+    monkeypatch.setattr(backends, "choose_backend", lambda options: "tensorrt")
+    monkeypatch.setattr(backends, "why_no_compiler", lambda: "Triton needs a C compiler. Do: ...")
+    with pytest.raises(BackendUnavailableError, match=r"could not be compiled: Triton needs a C compiler"):
+        build_backend(options())
+    monkeypatch.setattr(backends, "why_no_compiler", lambda: None)
+    with pytest.raises(RuntimeError, match="Failed to find C compiler"):
+        build_backend(options())
