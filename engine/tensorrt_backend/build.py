@@ -1,5 +1,6 @@
 """From options to a runner: load, build plans, compile and choose kernels, size the pool, capture graphs."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.config import EngineOptions
+from engine.errors import TensorRTError
 from engine.loading import (
     BuiltBackend,
     LoadedModel,
@@ -39,6 +41,8 @@ from engine.tensorrt_backend.summary import details
 from engine.tensorrt_backend.uploads import Uploads
 from kvcache.config import KVCacheConfig, group_layers
 from kvcache.storage import bytes_per_block
+
+_LOG = logging.getLogger(__name__)
 
 _BLAS_WORKSPACE = 64 << 20  # bytes, which torch takes once more for the thread that steps run in
 _NUM_BUILDERS = 4  # plans built at once
@@ -131,12 +135,17 @@ class _Build:
         return KernelCache(self._library, path, self._gpu.name, self._gpu.driver)
 
     def _load_plans(self, runtime: PlanRuntime) -> list[PlanEngine]:
+        """Of all segments and forms but those that the library refuses; candidates make do without."""
         cache = PlanCache(self._library, self._options.plan_dir, self._gpu.name)
         specs = list(plan_specs(self._model.config, self._model.dtype, self._buckets))
         engines = []
         with ThreadPoolExecutor(_NUM_BUILDERS, thread_name_prefix="plans") as pool:
-            for done, (spec, plan) in enumerate(zip(specs, pool.map(cache.get, specs), strict=True), 1):
-                engines.append(runtime.load(plan.content, spec))
+            futures = [pool.submit(cache.get, spec) for spec in specs]
+            for done, (spec, future) in enumerate(zip(specs, futures, strict=True), 1):
+                try:
+                    engines.append(runtime.load(future.result().content, spec))
+                except TensorRTError as error:
+                    _LOG.warning("not used: %s", error)
                 self._phases.report(done, len(specs))
         return engines
 

@@ -96,6 +96,8 @@ class Candidates:
 
         def create(key: _Key) -> SegmentContext | TensorRTError:
             torch.cuda.set_device(self._model.device)
+            if key[:2] not in self._engines:
+                return TensorRTError(f"{key[0].value} segment, {key[1].value}: there is no plan")
             try:
                 return self._engines[key[:2]].create_context(key[2], handle)
             except TensorRTError as error:
