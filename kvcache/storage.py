@@ -54,15 +54,18 @@ class KVCacheStorage:
     def copy_blocks(self, copies: Iterable[tuple[int, int]]) -> None:
         """Copy (source, destination) blocks in all layers, as if one after the other."""
         for sources, destinations in _independent_runs(copies):
-            source, destination = self._to_device(sources), self._to_device(destinations)
+            source, destination = (
+                to_device(torch.tensor(ids), self._pool.device) for ids in (sources, destinations)
+            )
             self._pool.index_copy_(2, destination, self._pool.index_select(2, source))
 
-    def _to_device(self, ids: list[int]) -> torch.Tensor:
-        """Without waiting for the device, which a copy from pageable memory would."""
-        tensor = torch.tensor(ids)
-        if self._pool.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._pool.device, non_blocking=True)
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a host tensor that the host does not wait for; on a CPU the tensor itself.
+
+    From pageable memory it would wait for all work that is queued.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _independent_runs(copies: Iterable[tuple[int, int]]) -> Iterator[tuple[list[int], list[int]]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.sampling.params import MAX_STOP_TOKEN_IDS, SamplingParams
+from kvcache.storage import to_device
 from scheduler.step import NewRow
 
 _MASK = 0xFFFFFFFF
@@ -133,11 +134,6 @@ class RowState:
 def select(tensor: Tensor, index: Tensor | None) -> Tensor:
     """tensor[index] along the first dimension; without an index, the tensor itself."""
     return tensor if index is None else tensor.index_select(0, index)
-
-
-def to_device(source: Tensor, device: torch.device) -> Tensor:
-    """A copy the host does not wait for (from pageable memory it would wait for all work that is queued)."""
-    return source if device.type == "cpu" else source.pin_memory().to(device, non_blocking=True)
 
 
 def to_index(mask: npt.NDArray[np.bool_], device: torch.device) -> Tensor | None:

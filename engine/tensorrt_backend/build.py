@@ -199,9 +199,9 @@ class _Build:
         device = self._model.device
         free = [free_bytes(device)]
         runner, used = self._runner(chosen, block), chosen.routed.decode.used
+        runner.warm_up()
         for bucket in used[-2:][::-1]:
             runner.capture(bucket)
-            runner.warm_up()
             free.append(free_bytes(device))
         # The first one comes with the rows' state, scratch memory and kernels; the others are like the last.
         return max(0, free[0] - free[1]) + max(0, free[-2] - free[-1]) * (len(used) - 1)

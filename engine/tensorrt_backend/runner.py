@@ -17,9 +17,9 @@ from engine.tensorrt_backend.device_state import DeviceState
 from engine.tensorrt_backend.executor import Executor, Fetched, Replayable
 from engine.tensorrt_backend.forms import Segments
 from engine.tensorrt_backend.kernels import FROM_STATE, take_tokens
-from engine.tensorrt_backend.packing import MAX_LONE_CHUNK, pack
+from engine.tensorrt_backend.packing import MAX_LONE_CHUNK, Words, pack
 from engine.tensorrt_backend.step_buffers import StepBuffers
-from engine.tensorrt_backend.uploads import Uploads, Words
+from engine.tensorrt_backend.uploads import Uploads
 from kvcache.storage import KVCacheStorage
 from scheduler.errors import FatalStepError
 from scheduler.step import Chunk, NewRow, PendingStep, StepInput, StepOutput

@@ -73,12 +73,10 @@ class Selector:
         decode, tokens = selection.routers()
         segments: dict[int, Segments] = {}
         for bucket, choice in layers.items():
-            of_layers = make(choice.form, bucket)
+            segments[bucket] = make(choice.form, bucket)
             last = selection.last.get(bucket)
-            is_one = last is None or last.form == choice.form
-            segments[bucket] = (
-                of_layers if last is None or is_one else ComposedSegments(of_layers, make(last.form, bucket))
-            )
+            if last is not None and last.form != choice.form:
+                segments[bucket] = ComposedSegments(segments[bucket], make(last.form, bucket))
         return RoutedSegments(segments, decode, tokens)
 
     def _prepare_chosen(self, known: Selection, report: Report) -> None:
@@ -153,11 +151,8 @@ class Selector:
 
     def _enqueue_first(self, segments: Segments, bucket: int) -> None:
         buffers = self._buffers
-        segments.first(
-            torch.zeros_like(buffers.token_ids[:1]).expand(bucket).contiguous(),
-            buffers.residuals[0][:bucket],
-            buffers.qkv[:bucket],
-        )
+        token_ids = torch.zeros(bucket, dtype=torch.int32, device=self._model.device)
+        segments.first(token_ids, buffers.residuals[0][:bucket], buffers.qkv[:bucket])
 
     def _enqueue_middles(self, segments: Segments, bucket: int, layers: Iterable[int]) -> None:
         buffers = self._buffers

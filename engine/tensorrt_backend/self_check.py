@@ -88,9 +88,9 @@ def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     errors, sizes = [], []
     for rows in range(0, len(found), _ROWS_AT_ONCE):  # a head's output is large, and float32 twice that
         part = slice(rows, rows + _ROWS_AT_ONCE)
-        errors.append((found[part].float() - expected[part].float()).square())
-        sizes.append(expected[part].float().square())
-        errors[-1], sizes[-1] = _by_blocks(errors[-1]), _by_blocks(sizes[-1])
+        reference = expected[part].float()
+        errors.append(_by_blocks((found[part].float() - reference).square()))
+        sizes.append(_by_blocks(reference.square()))
     error, size = torch.cat(errors), torch.cat(sizes)  # [rows, blocks of columns]
     by_row, by_block = error.sum(1) / size.sum(1), error.sum(0) / size.sum(0)
     return float(torch.maximum(by_row.max(), by_block.max()).sqrt())

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Words = NDArray[np.int32]
+from engine.tensorrt_backend.packing import Words
 
 _NUM_SLOTS = 8  # a step makes two uploads at most, and two steps are in flight
 _ALIGNMENT = 32  # words: kernels read faster from addresses that are multiples of 16 bytes

@@ -6,13 +6,8 @@ import numpy as np
 import torch
 
 from engine.attention.layout import IntArray
+from kvcache.storage import to_device
 from scheduler.step import NewBlocks, NewRow, StepInput
-
-
-def to_device(array: IntArray, device: torch.device) -> torch.Tensor:
-    """A copy that the host does not wait for; on a CPU the array's own memory."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class BatchState:
@@ -42,7 +37,7 @@ class BatchState:
             entries.update(self._entries(blocks))
         if entries:
             packed = np.array([list(entries), list(entries.values())], dtype=np.int64)
-            index, block_ids = to_device(packed, self.block_tables.device)
+            index, block_ids = to_device(torch.from_numpy(packed), self.block_tables.device)
             self.block_tables.view(-1).index_copy_(0, index, block_ids.int())
 
     def _row_entries(self, row: NewRow) -> Iterator[tuple[int, int]]:

@@ -9,12 +9,12 @@ from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
 from engine.nvidia import lost_device
 from engine.sampling.sampler import Sampler
-from engine.torch_backend.batch_state import BatchState, to_device
+from engine.torch_backend.batch_state import BatchState
 from engine.torch_backend.model import TorchModel
 from engine.torch_backend.packing import PackedStep, pack
 from kvcache.block_table import num_blocks_for
 from kvcache.config import KVCacheConfig
-from kvcache.storage import KVCacheStorage
+from kvcache.storage import KVCacheStorage, to_device
 from scheduler.errors import FatalStepError
 from scheduler.step import PendingStep, StepInput, StepOutput
 
@@ -90,7 +90,7 @@ class TorchRunner:
         """token_ids, rows, positions [N], sample_index, sample_rows [n], by one copy."""
         layout = packed.layout
         parts = (packed.token_ids, layout.rows, layout.positions, packed.sample_index, packed.sample_rows)
-        packed_parts = to_device(np.concatenate(parts), self._device)
+        packed_parts = to_device(torch.from_numpy(np.concatenate(parts)), self._device)
         return torch.split_with_sizes(packed_parts, [len(part) for part in parts])
 
     def _advance(self, step: StepInput) -> None:

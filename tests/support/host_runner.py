@@ -15,9 +15,10 @@ from engine.model.huggingface import load_config
 from engine.tensorrt_backend.assemble import assemble, upload_words
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.candidates import Buckets
+from engine.tensorrt_backend.packing import Words
 from engine.tensorrt_backend.runner import RoutedSegments
 from engine.tensorrt_backend.step_buffers import allocate
-from engine.tensorrt_backend.uploads import Uploads, Words, padded
+from engine.tensorrt_backend.uploads import Uploads, padded
 from engine.torch_backend.segments import TorchSegments
 from kvcache.config import KVCacheConfig, group_layers
 

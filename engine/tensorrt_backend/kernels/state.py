@@ -19,26 +19,27 @@ def _scatter(state, indices, values, num_words, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
-def _take(rows, positions, token_ids, num_computed, last_token, num_tokens, BLOCK: tl.constexpr):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_token = i < num_tokens
-    row = tl.load(rows + i, mask=is_token, other=-1)
-    decodes = is_token & (row >= 0) & (tl.load(positions + i, mask=is_token, other=0) == -2)
-    position = tl.load(num_computed + row, mask=decodes, other=0)
-    tl.store(positions + i, position, mask=decodes)
-    tl.store(token_ids + i, tl.load(last_token + row, mask=decodes, other=0), mask=decodes)
-    tl.store(num_computed + row, position + 1, mask=decodes)
-
-
-@triton.jit(do_not_specialize=["num_tokens"])
-def _take_all(rows, positions, token_ids, num_computed, last_token, num_tokens, BLOCK: tl.constexpr):
+def _take(
+    rows,
+    positions,
+    token_ids,
+    num_computed,
+    last_token,
+    num_tokens,
+    ALL_DECODE: tl.constexpr,
+    MARK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_token = i < num_tokens
     row = tl.load(rows + i, mask=is_token, other=-1)
     decodes = is_token & (row >= 0)
+    if not ALL_DECODE:
+        decodes = decodes & (tl.load(positions + i, mask=is_token, other=0) == MARK)
+    is_taken = decodes | (is_token & (row < 0))
     position = tl.load(num_computed + row, mask=decodes, other=-1)
-    tl.store(positions + i, position, mask=is_token)
-    tl.store(token_ids + i, tl.load(last_token + row, mask=decodes, other=0), mask=is_token)
+    tl.store(positions + i, position, mask=is_taken)
+    tl.store(token_ids + i, tl.load(last_token + row, mask=decodes, other=0), mask=is_taken)
     tl.store(num_computed + row, position + 1, mask=decodes)
 
 
@@ -63,6 +64,15 @@ def take_tokens(
     all_decode: every token whose row is not -1 decodes, whatever its position says; the others become padding
     (position -1, token 0). Else those decode whose position is FROM_STATE.
     """
-    kernel = _take_all if all_decode else _take
     grid = (triton.cdiv(len(rows), _BLOCK),)
-    kernel[grid](rows, positions, token_ids, num_computed, last_token, len(rows), BLOCK=_BLOCK)
+    _take[grid](
+        rows,
+        positions,
+        token_ids,
+        num_computed,
+        last_token,
+        len(rows),
+        ALL_DECODE=all_decode,
+        MARK=FROM_STATE,
+        BLOCK=_BLOCK,
+    )
