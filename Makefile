@@ -6,10 +6,10 @@ GPU := $(if $(wildcard /dev/nvidiactl /proc/driver/nvidia/version),[gpu])
 MODEL ?=
 ARGS ?=
 
-.PHONY: help demo serve test lint types proto format clean
+.PHONY: help demo serve test test-gpu lint types proto format clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
 demo: .venv/.installed  ## start a server on the demo model and watch several streams at once
 	@$(BIN)/inflight demo $(ARGS)
@@ -21,6 +21,9 @@ test: lint types  ## everything that CI runs
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
+
+test-gpu: .venv/.developing  ## what needs an NVIDIA GPU; most of it is compiling, so in parallel
+	$(BIN)/python -m pytest -m gpu -n 8 --dist worksteal
 
 lint: .venv/.developing
 	$(BIN)/ruff check .
