@@ -1,4 +1,4 @@
-"""What a request asks of guided decoding, before anything is compiled: needs neither torch nor the library."""
+"""What a request asks of guided decoding, before it is compiled: needs neither torch nor the library."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,7 +18,7 @@ class GuidedSpec:
     kind: what `text` is: a JSON schema, a regular expression, a context-free grammar (Lark's notation), or
     nothing, where the output is one of `choices`.
 
-    Raises InvalidArgumentError, field `guided` or `guided.<kind>`, for what is too long, empty, or not Unicode.
+    Raises InvalidArgumentError, field `guided` or `guided.<kind>`, for what is too long, empty, no Unicode.
     Whether the text can be compiled is `GrammarCompiler`'s to say.
     """
 
