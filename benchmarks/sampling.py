@@ -84,7 +84,7 @@ def kernels_time(params: Sequence[SamplingParams], shape: Shape, logits: Sequenc
     from engine.sampling.kernels import DeviceSampler
 
     device = torch.device("cuda")
-    sampler = DeviceSampler(shape.batch, shape.vocab_size, (2,), shape.batch, device)
+    sampler = DeviceSampler(shape.batch, shape.vocab_size, 4096, (2,), shape.batch, device)
     sampler.set_rows(new_rows(params, shape.batch))
     rows = torch.arange(shape.batch, dtype=torch.int32, device=device)
     out = torch.zeros(2, shape.batch, dtype=torch.int32, device=device)
@@ -101,7 +101,7 @@ def torch_time(params: Sequence[SamplingParams], shape: Shape, logits: Sequence[
     from engine.sampling.sampler import Sampler
 
     device = torch.device("cuda")
-    sampler = Sampler(shape.batch, shape.vocab_size, (2,), device)
+    sampler = Sampler(shape.batch, shape.vocab_size, 4096, (2,), device)
     sampler.set_rows(new_rows(params, shape.batch))
     rows, host_rows = torch.arange(shape.batch, device=device), range(shape.batch)
 

@@ -79,6 +79,7 @@ def _new_row(sequence: Sequence, kv: KVCacheManager) -> NewRow:
         max_new_tokens=sequence.request.max_new_tokens,
         sampling=sequence.request.sampling,
         output_index=sequence.output_index,
+        token_ids=tuple(sequence.token_ids),
     )
 
 

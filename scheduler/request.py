@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from scheduler.step import TokenLogprobs
+
 
 class FinishReason(Enum):
     """Why a sequence ended. Every accepted sequence ends exactly once, with exactly one of these."""
 
     STOP = "stop"  # a stop token id, the end-of-sequence id, or a stop string
     LENGTH = "length"  # max_new_tokens, or the longest sequence that the model or the pool takes
+    TIME = "time"  # the request's own limit of seconds: what was generated until then is its output
     ABORT = "abort"  # the client cancelled, disconnected, or stopped reading
     DEADLINE = "deadline"  # the call's deadline passed
     ERROR = "error"  # a step failed
@@ -23,6 +26,8 @@ class Request:
     max_new_tokens: tokens that each output may generate, at least 1; the caller has checked that
     len(prompt_token_ids) + max_new_tokens fits the model and the pool.
     priority: higher runs sooner (policy "priority" only). arrival_time: seconds, the caller's clock.
+    max_seconds: after its arrival, at which every output that has not ended ends with TIME; None is no limit.
+    scores_prompt: log-probabilities of the prompt's tokens are asked for, so all of it has to be computed.
     """
 
     request_id: str
@@ -32,6 +37,8 @@ class Request:
     num_outputs: int = 1
     priority: int = 0
     arrival_time: float = 0.0
+    max_seconds: float | None = None
+    scores_prompt: bool = False
 
 
 @dataclass(slots=True)
@@ -139,10 +146,14 @@ class SequenceSummary:
     first_token_time: float | None
     finished_time: float
     error: str | None = None  # what went wrong, with FinishReason.ERROR
+    criterion: int | None = None  # which of the request's stopping criteria ended it, with FinishReason.STOP
 
 
 class SequenceOutput(NamedTuple):
     """New tokens of one sequence, and its summary with the last of them.
+
+    logprobs: one for each of token_ids, or none. prompt_logprobs: of the prompt's next tokens, in order, the
+    first token having none; each comes once, before any token.
 
     A NamedTuple, not a frozen dataclass: one is made for every token, and it is three times cheaper to make.
     """
@@ -151,3 +162,5 @@ class SequenceOutput(NamedTuple):
     output_index: int
     token_ids: tuple[int, ...]
     summary: SequenceSummary | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()

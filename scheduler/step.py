@@ -6,9 +6,10 @@ the tokens of each of `chunks`. The token of a decode row is the one that the de
 that row: the host may not have read it yet, which is what lets step N+1 be launched before step N is read.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 BlockIds = tuple[int, ...]
 
@@ -20,6 +21,7 @@ class Finish(IntEnum):
     STOP = 1  # the sampled token is one of the row's stop ids (or its end-of-sequence id)
     LENGTH = 2  # the row has generated its last allowed token
     ERROR = 3  # the row's logits are no distribution (NaN, or no finite maximum): its token means nothing
+    CRITERION = 16  # and every number above it: CRITERION + i is the i-th stopping criterion of the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class NewRow:
     block_ids: one table per layer group; entries that a window has passed hold NULL_BLOCK.
     sampling: the request's sampling parameters, opaque to the scheduler; output_index makes the n outputs of
     one request draw different random numbers.
+    token_ids: all known tokens, num_prompt_tokens + num_generated_tokens of them.
     """
 
     row: int
@@ -42,6 +45,7 @@ class NewRow:
     max_new_tokens: int
     sampling: object
     output_index: int
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,15 @@ class Chunk:
     """Known tokens of one row, from position `start`: of a prompt, or of what a preemption has lost.
 
     samples: whether the chunk ends at the sequence's last known token, so that a token is sampled after it.
+    next_token_ids: the prompt's token after each of token_ids, where their log-probabilities are asked for;
+    the last prompt token has none, so there may be one less than token_ids.
     """
 
     row: int
     start: int
     token_ids: tuple[int, ...]
     samples: bool
+    next_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +92,34 @@ class StepInput:
     num_tokens: int = 0
 
 
+class TokenLogprobs(NamedTuple):
+    """Natural logarithms of probabilities: of one token, and of the most likely ones at its place, best
+    first.
+
+    Of the model's own distribution, before penalties, bans and temperature. For a row of a beam search there
+    is no token (its logprob is 0), and the others are the row's best continuations by processed score.
+    """
+
+    logprob: float
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """token_ids, finishes: an entry for each of decode_rows, then for each chunk that samples, in order."""
+    """token_ids, finishes: an entry for each of decode_rows, then for each chunk that samples, in order.
+
+    finishes: `Finish` codes. logprobs: likewise, None for rows that did not ask; or None for all.
+    errors: what a processor or criterion of a row raised, or its grammar, by that order's index: the row's
+    token means nothing. prompt_logprobs: of Chunk.next_token_ids, by the index of the chunk.
+    """
 
     step_id: int
     token_ids: list[int]
     finishes: list[int] = field(default_factory=list)
+    logprobs: Sequence[TokenLogprobs | None] | None = None
+    errors: Mapping[int, str] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

@@ -21,10 +21,15 @@ class Sampler:
     """
 
     def __init__(
-        self, max_num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device
+        self,
+        max_num_rows: int,
+        vocab_size: int,
+        max_model_len: int,
+        eos_token_ids: tuple[int, ...],
+        device: torch.device,
     ) -> None:
         self._vocab_size = vocab_size
-        self._rows = RowState(max_num_rows, eos_token_ids, device)
+        self._rows = RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
         self._philox = Philox(device)
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:

@@ -36,7 +36,9 @@ def assemble(
     attention = _attention(model, cache, buckets, state)
     return TensorRTRunner(
         state,
-        DeviceSampler(num_rows, config.vocab_size, config.eos_token_ids, num_rows, device),
+        DeviceSampler(
+            num_rows, config.vocab_size, config.max_model_len, config.eos_token_ids, num_rows, device
+        ),
         storage,
         uploads,
         buffers,

@@ -42,7 +42,9 @@ class TorchRunner:
         dtype = weights.embedding.dtype
         max_num_blocks = num_blocks_for(config.max_model_len, cache.block_size)
         self._state = BatchState(len(cache.groups), max_num_seqs, max_num_blocks, self._device)
-        self._sampler = Sampler(max_num_seqs, config.vocab_size, config.eos_token_ids, self._device)
+        self._sampler = Sampler(
+            max_num_seqs, config.vocab_size, config.max_model_len, config.eos_token_ids, self._device
+        )
         self._storage = KVCacheStorage(cache, config.num_kv_heads, config.head_dim, dtype, self._device)
         self._model = TorchModel(config, weights, self._storage, cache.groups)
         shape = AttentionShape(

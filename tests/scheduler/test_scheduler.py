@@ -34,7 +34,7 @@ def test_the_whole_life_of_a_request() -> None:
     assert scheduler.schedule(1.0) == StepInput(
         step_id=0,
         chunks=(Chunk(row=0, start=0, token_ids=tuple(range(8)), samples=False),),
-        new_rows=(NewRow(0, 10, 0, 0, ((0, 1, 2),), 3, "any", 0),),
+        new_rows=(NewRow(0, 10, 0, 0, ((0, 1, 2),), 3, "any", 0, tuple(range(10))),),
         num_tokens=8,
     )
     assert scheduler.update(StepOutput(0, []), 2.0) == []

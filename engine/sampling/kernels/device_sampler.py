@@ -42,6 +42,7 @@ class DeviceSampler:
         self,
         max_num_rows: int,
         vocab_size: int,
+        max_model_len: int,
         eos_token_ids: tuple[int, ...],
         max_num_samples: int,
         device: torch.device,
@@ -49,7 +50,7 @@ class DeviceSampler:
     ) -> None:
         self._tuning = tuning
         self._vocab_size = vocab_size
-        self._rows = RowState(max_num_rows, eos_token_ids, device)
+        self._rows = RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
         self._num_blocks = triton.cdiv(vocab_size, tuning.block)
         by_block, few = (max_num_samples, self._num_blocks), (max_num_samples, tuning.few)
         self._scratch = _Scratch(

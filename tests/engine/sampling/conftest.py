@@ -25,7 +25,7 @@ def make_row() -> Callable[..., NewRow]:
 @pytest.fixture
 def make_sampler(make_row: Callable[..., NewRow]) -> Callable[..., Sampler]:
     def make(params: Sequence[SamplingParams], vocab_size: int) -> Sampler:
-        sampler = Sampler(len(params), vocab_size, (EOS,), torch.device("cpu"))
+        sampler = Sampler(len(params), vocab_size, 64, (EOS,), torch.device("cpu"))
         sampler.set_rows([make_row(row, sampling, output_index=row) for row, sampling in enumerate(params)])
         return sampler
 

@@ -14,6 +14,7 @@ from scheduler.step import NewRow
 EOS = 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 UNWRITTEN = -7
+MAX_MODEL_LEN = 64
 
 
 class Step(NamedTuple):
@@ -33,8 +34,8 @@ class Pair:
     """Both samplers. Of their num_rows rows, up to num_samples sample in a step."""
 
     def __init__(self, num_rows: int, vocab_size: int, num_samples: int, tuning: Tuning = Tuning()) -> None:  # noqa: B008
-        self.expected = Sampler(num_rows, vocab_size, (EOS,), DEVICE)
-        self.actual = DeviceSampler(num_rows, vocab_size, (EOS,), num_samples, DEVICE, tuning)
+        self.expected = Sampler(num_rows, vocab_size, MAX_MODEL_LEN, (EOS,), DEVICE)
+        self.actual = DeviceSampler(num_rows, vocab_size, MAX_MODEL_LEN, (EOS,), num_samples, DEVICE, tuning)
         self.last_token = torch.full((num_rows,), UNWRITTEN, dtype=torch.int32, device=DEVICE)
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:

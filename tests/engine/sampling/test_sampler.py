@@ -47,7 +47,7 @@ def run(sampler: Sampler, row: int, source: int, positions: range) -> list[tuple
 @pytest.fixture(scope="module")
 def together() -> list[list[tuple[int, int]]]:
     """Tokens and verdicts of the mixed batch, by row and step."""
-    sampler = Sampler(len(MIXED), 5000, (EOS,), CPU)
+    sampler = Sampler(len(MIXED), 5000, 64, (EOS,), CPU)
     sampler.set_rows([NewRow(row, 1, 0, 0, (), 8, params, row % 2) for row, params in enumerate(MIXED)])
     steps = []
     for position in range(8):
@@ -61,7 +61,7 @@ def together() -> list[list[tuple[int, int]]]:
 def test_a_row_is_the_same_alone_and_on_another_row(
     source: int, together: list[list[tuple[int, int]]], make_row: MakeRow
 ) -> None:
-    sampler = Sampler(20, 5000, (EOS,), CPU)
+    sampler = Sampler(20, 5000, 64, (EOS,), CPU)
     sampler.set_rows([make_row(17, MIXED[source], limit=8, output_index=source % 2)])
     assert run(sampler, 17, source, range(8)) == together[source]
 
@@ -70,7 +70,7 @@ def test_a_row_is_the_same_alone_and_on_another_row(
 def test_a_row_resumes_after_preemption(
     source: int, together: list[list[tuple[int, int]]], make_row: MakeRow
 ) -> None:
-    sampler = Sampler(20, 5000, (EOS,), CPU)
+    sampler = Sampler(20, 5000, 64, (EOS,), CPU)
     sampler.set_rows([make_row(3, MIXED[source], limit=8, output_index=source % 2)])
     first = run(sampler, 3, source, range(4))
     sampler.set_rows(
@@ -85,7 +85,7 @@ def test_a_row_resumes_after_preemption(
 def test_the_order_of_rows_in_a_step_is_free(
     together: list[list[tuple[int, int]]], make_row: MakeRow
 ) -> None:
-    sampler = Sampler(len(MIXED), 5000, (EOS,), CPU)
+    sampler = Sampler(len(MIXED), 5000, 64, (EOS,), CPU)
     sampler.set_rows([make_row(row, params, output_index=row % 2) for row, params in enumerate(MIXED)])
     order = [5, 0, 7, 3, 1]
     token_ids, _ = sampler.sample(
@@ -95,7 +95,7 @@ def test_the_order_of_rows_in_a_step_is_free(
 
 
 def test_outputs_of_one_request_and_different_seeds_differ(make_row: MakeRow) -> None:
-    sampler = Sampler(3, 5000, (), CPU)
+    sampler = Sampler(3, 5000, 64, (), CPU)
     params, other = SamplingParams(temperature=9.0, seed=1), SamplingParams(temperature=9.0, seed=1 + 2**32)
     sampler.set_rows([make_row(0, params), make_row(1, params, output_index=1), make_row(2, other)])
     token_ids, _ = sampler.sample(torch.zeros(3, 5000), torch.arange(3), range(3))
@@ -145,7 +145,7 @@ def test_stop_ids(params: SamplingParams, token_id: int, finish: Finish, make_sa
 
 
 def test_length_comes_with_the_last_allowed_token_and_stop_wins_over_it(make_row: MakeRow) -> None:
-    sampler = Sampler(2, 100, (EOS,), CPU)
+    sampler = Sampler(2, 100, 64, (EOS,), CPU)
     sampler.set_rows(
         [make_row(0, SamplingParams(), limit=3), make_row(1, SamplingParams(), generated=4, limit=5)]
     )
@@ -155,7 +155,7 @@ def test_length_comes_with_the_last_allowed_token_and_stop_wins_over_it(make_row
 
 def test_min_new_tokens_bans_stops_until_it_is_reached(make_row: MakeRow) -> None:
     params = SamplingParams(min_new_tokens=2, stop_token_ids=(0, 7))
-    sampler = Sampler(3, 10, (EOS,), CPU)
+    sampler = Sampler(3, 10, 64, (EOS,), CPU)
     free = SamplingParams(ignore_eos=True, min_new_tokens=2)
     sampler.set_rows([make_row(0, params), make_row(1, free), make_row(2, params, generated=1)])
     logits = torch.zeros(3, 10)
@@ -221,7 +221,7 @@ def test_a_step_on_a_gpu_never_waits_and_draws_what_the_cpu_draws(make_row: Make
     rows = torch.arange(len(MIXED))
     results = []
     for device in (CPU, torch.device("cuda")):
-        sampler = Sampler(len(MIXED), 5000, (EOS,), device)
+        sampler = Sampler(len(MIXED), 5000, 64, (EOS,), device)
         sampler.set_rows(new_rows)
         there, rows_there = logits.to(device), rows.to(device)
         torch.cuda.set_sync_debug_mode("error")
