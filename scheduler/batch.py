@@ -66,7 +66,12 @@ class Batch:
 def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
     start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
     token_ids = tuple(sequence.token_ids[start:end])
-    return Chunk(sequence.row, start, token_ids, samples=end == len(sequence.token_ids))
+    scored: tuple[int, ...] = ()
+    if sequence.request.scores_prompt:
+        scored = tuple(sequence.request.prompt_token_ids[start + 1 : end + 1])
+    return Chunk(
+        sequence.row, start, token_ids, samples=end == len(sequence.token_ids), next_token_ids=scored
+    )
 
 
 def _new_row(sequence: Sequence, kv: KVCacheManager) -> NewRow:
@@ -94,10 +99,13 @@ class PartialChunk:
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """sampling: the sequences that get a token, in the order of StepOutput."""
+    """sampling: the sequences that get a token, in the order of StepOutput. scored: those of chunks with
+    next_token_ids, by the index of the chunk, and where the chunk begins.
+    """
 
     sampling: list[Sequence]
     partial: list[PartialChunk]
+    scored: dict[int, tuple[Sequence, int]] = field(default_factory=dict)
 
     @property
     def sequences(self) -> list[Sequence]:

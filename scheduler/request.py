@@ -77,7 +77,8 @@ class Sequence:
     tokens it can ever have computed (its last token is never an input). num_slots: tokens that the KV cache
     has granted room for, and no more than the former: as long as num_computed_tokens is below, there is
     nothing to ask. num_publishable_tokens: computed tokens from which on there is a block to publish.
-    checkpoint: length of token_ids above which update() has more to do than to append.
+    checkpoint: length of token_ids above which update() has more to do than to append. num_scored_tokens: of
+    the prompt, whose log-probabilities have been told if they were asked for; the first has none.
     """
 
     sequence_id: int
@@ -95,6 +96,7 @@ class Sequence:
     num_preemptions: int = 0
     num_slots: int = 0
     num_publishable_tokens: int = 0
+    num_scored_tokens: int = 1
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(init=False)
     max_num_computed_tokens: int = field(init=False)
@@ -117,7 +119,15 @@ class Sequence:
     def num_generated_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
-    def summarize(self, reason: FinishReason, now: float, error: str | None) -> "SequenceSummary":
+    @property
+    def findable_token_ids(self) -> Seq[int]:
+        """Tokens that may be found in the prefix cache: not those that have to be computed to be scored."""
+        is_scored = not self.request.scores_prompt or self.num_scored_tokens >= self.num_prompt_tokens
+        return self.token_ids if is_scored else ()
+
+    def summarize(
+        self, reason: FinishReason, now: float, error: str | None, criterion: int | None
+    ) -> "SequenceSummary":
         return SequenceSummary(
             finish_reason=reason,
             num_prompt_tokens=self.num_prompt_tokens,
@@ -129,6 +139,7 @@ class Sequence:
             first_token_time=self.times.first_token,
             finished_time=now,
             error=error,
+            criterion=criterion,
         )
 
 
@@ -147,6 +158,14 @@ class SequenceSummary:
     finished_time: float
     error: str | None = None  # what went wrong, with FinishReason.ERROR
     criterion: int | None = None  # which of the request's stopping criteria ended it, with FinishReason.STOP
+
+
+class LastToken(NamedTuple):
+    """What a sequence ends with: the token, its log-probabilities if asked for, and the stopping criterion."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    criterion: int | None = None
 
 
 class SequenceOutput(NamedTuple):

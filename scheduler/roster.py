@@ -1,10 +1,12 @@
 """Every sequence that has not ended, and how each ends exactly once."""
 
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 from scheduler.policy import RankedList, make_rank
 from scheduler.request import (
     FinishReason,
+    LastToken,
     Request,
     RequestTimes,
     Sequence,
@@ -17,6 +19,8 @@ from scheduler.stats import Counters
 _Asked = tuple[
     str, int | None, FinishReason
 ]  # request, one of its outputs or all of them, why they shall end
+
+_MIN_FORGOTTEN = 64
 
 
 class Roster:
@@ -37,6 +41,9 @@ class Roster:
         self._running = running
         self._counters = counters
         self._asked: list[_Asked] = []  # to apply at the next step boundary
+        self._time_limits: list[
+            tuple[float, int, Request]
+        ] = []  # a heap: when, and in which order of arrival
         self._arrivals = count()
         self._sequence_ids = count()
 
@@ -60,6 +67,8 @@ class Roster:
         ]
         self.requests[request.request_id] = sequences
         self.num_sequences += len(sequences)
+        if request.max_seconds is not None:
+            self._limit_time(request, request.arrival_time + request.max_seconds, arrival)
         self._lead(sequences)
 
     def ask_end(self, request_id: str, output_index: int | None, reason: FinishReason) -> bool:
@@ -70,14 +79,18 @@ class Roster:
         return found
 
     def apply_ends(self, now: float) -> None:
-        """End what was asked for and has not ended otherwise."""
+        """End what was asked for, or has no time left, and has not ended otherwise."""
         for request_id, output_index, reason in self._asked:
             for sequence in reversed(list(self.requests.get(request_id, ()))):
                 if output_index in (None, sequence.output_index):
                     self.end(sequence, reason, now)
         self._asked.clear()
+        while self._time_limits and self._time_limits[0][0] <= now:
+            self.end_request(heappop(self._time_limits)[2], FinishReason.TIME, now)
 
-    def end_request(self, request: Request, reason: FinishReason, now: float, error: str) -> None:
+    def end_request(
+        self, request: Request, reason: FinishReason, now: float, error: str | None = None
+    ) -> None:
         """End what is left of a request, and nothing of a later one with the same id."""
         sequences = self.requests.get(request.request_id, [])
         if sequences and sequences[0].request is request:
@@ -89,12 +102,12 @@ class Roster:
         sequence: Sequence,
         reason: FinishReason,
         now: float,
-        token_ids: tuple[int, ...] = (),
+        last: LastToken = LastToken(),  # noqa: B008 (immutable)
         error: str | None = None,
     ) -> None:
         """The one way out for a sequence in any state: its last output, and everything it held given back."""
         self._give_back(sequence)
-        self._report(sequence, reason, now, token_ids, error)
+        self._report(sequence, reason, now, last, error)
         request_id = sequence.request.request_id
         self.requests[request_id].remove(sequence)
         if not self.requests[request_id]:
@@ -103,11 +116,19 @@ class Roster:
     def end_all(self, reason: FinishReason, now: float, error: str | None) -> None:
         """Outputs first: they are there even if bookkeeping is so broken that giving back raises."""
         for sequence in self.sequences:
-            self._report(sequence, reason, now, (), error)
+            self._report(sequence, reason, now, LastToken(), error)
         self._asked.clear()
+        self._time_limits.clear()
         self.requests.clear()
         self._waiting.clear()
         self._running.clear()
+
+    def _limit_time(self, request: Request, until: float, arrival: int) -> None:
+        """Requests that ended in time are forgotten once they are the most."""
+        if len(self._time_limits) > 2 * len(self.requests) + _MIN_FORGOTTEN:
+            self._time_limits = [each for each in self._time_limits if each[2].request_id in self.requests]
+            heapify(self._time_limits)
+        heappush(self._time_limits, (until, arrival, request))
 
     def _lead(self, sequences: list[Sequence]) -> None:
         """The first one computes the prompt, and the others are forked from it."""
@@ -125,6 +146,7 @@ class Roster:
             leader.followers.remove(sequence)
             self._running.release_row(sequence)
         if sequence.followers:
+            sequence.followers[0].num_scored_tokens = sequence.num_scored_tokens
             self._lead(sequence.followers)
             sequence.followers = []
 
@@ -133,13 +155,13 @@ class Roster:
         sequence: Sequence,
         reason: FinishReason,
         now: float,
-        token_ids: tuple[int, ...],
+        last: LastToken,
         error: str | None,
     ) -> None:
         self.num_sequences -= 1
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
-        summary = sequence.summarize(reason, now, error)
+        summary = sequence.summarize(reason, now, error, last.criterion)
         self._counters.num_finished[reason] += 1
         request_id, output_index = sequence.request.request_id, sequence.output_index
-        self.outputs.append(SequenceOutput(request_id, output_index, token_ids, summary))
+        self.outputs.append(SequenceOutput(request_id, output_index, last.token_ids, summary, last.logprobs))

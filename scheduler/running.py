@@ -156,7 +156,7 @@ class RunningSequences:
         """Start the sequence in the KV cache if there are enough blocks, or can be."""
         if self._refusal[0] == sequence.sequence_id and self._num_spare_blocks(sequence) <= self._refusal[1]:
             return False  # looking its prompt up again would be in vain
-        sequence.num_computed_tokens = self._kv.add(sequence.sequence_id, sequence.token_ids)
+        sequence.num_computed_tokens = self._kv.add(sequence.sequence_id, sequence.findable_token_ids)
         while len(self) and self._num_spare_blocks(sequence) < self._num_missing_blocks(sequence):
             if not self._preempt_worse_than(sequence, batch):
                 sequence.num_computed_tokens = 0

@@ -1,16 +1,17 @@
 """Decides what each step computes. Pure and synchronous: no device, no event loop, no clock of its own."""
 
 from collections import Counter
+from itertools import repeat
 
 from kvcache.manager import KVCacheManager
 from scheduler.batch import Batch, LaunchedStep, PartialChunk
 from scheduler.config import SchedulerConfig
 from scheduler.policy import RankedList
-from scheduler.request import FinishReason, Request, Sequence, SequenceOutput
+from scheduler.request import FinishReason, LastToken, Request, Sequence, SequenceOutput
 from scheduler.roster import Roster
 from scheduler.running import RunningSequences
 from scheduler.stats import Counters, SchedulerStats, snapshot
-from scheduler.step import Finish, StepInput, StepOutput
+from scheduler.step import Finish, StepInput, StepOutput, TokenLogprobs
 
 _REASONS: dict[int, FinishReason] = {
     Finish.STOP: FinishReason.STOP,
@@ -86,6 +87,8 @@ class Scheduler:
         assert output.step_id == next(iter(self._in_flight)), "steps are read in the order of their launch"
         step = self._in_flight.pop(output.step_id)
         self._roster.apply_ends(now)
+        for index, scores in output.prompt_logprobs.items():
+            self._tell_scores(*step.scored[index], tuple(scores))
         self._append_tokens(step.sampling, output, now)
         for chunk in step.partial:
             self._running.publish_chunk(chunk)
@@ -202,7 +205,9 @@ class Scheduler:
             sequence.num_computed_tokens += 1
             sequence.num_pending_tokens += 1
         launched = LaunchedStep(sampling=batch.decodes.copy(), partial=[])
-        for sequence, num_tokens in batch.chunks.items():
+        for index, (sequence, num_tokens) in enumerate(batch.chunks.items()):
+            if step.chunks[index].next_token_ids:
+                launched.scored[index] = (sequence, sequence.num_computed_tokens)
             if self._running.advance(sequence, num_tokens):
                 launched.sampling.append(sequence)
             else:
@@ -217,9 +222,12 @@ class Scheduler:
     def _append_tokens(self, sampling: list[Sequence], output: StepOutput, now: float) -> None:
         self._counters.num_generated_tokens += len(sampling)
         outputs = self._roster.outputs
-        for sequence, token_id, finish in zip(sampling, output.token_ids, output.finishes, strict=True):
+        assert len(sampling) == len(output.token_ids) == len(output.finishes), "an answer for each"
+        logprobs_of = output.logprobs or repeat(None)
+        answers = zip(sampling, output.token_ids, output.finishes, logprobs_of, strict=False)
+        for index, (sequence, token_id, finish, logprobs) in enumerate(answers):
             if sequence.finish_reason is not None or finish == _ERROR:
-                self._drop_token(sequence, now)
+                self._drop_token(sequence, now, output.errors.get(index, _NO_DISTRIBUTION))
                 continue
             token_ids = sequence.token_ids
             token_ids.append(token_id)
@@ -227,16 +235,27 @@ class Scheduler:
             if len(token_ids) > sequence.checkpoint:
                 self._pass_checkpoint(sequence, finish, now)
             if finish:
-                self._roster.end(sequence, _REASONS[finish], now, (token_id,))
+                reason, last = _ending(finish, token_id, logprobs)
+                self._roster.end(sequence, reason, now, last)
             else:
-                request_id = sequence.request.request_id
-                outputs.append(SequenceOutput(request_id, sequence.output_index, (token_id,)))
+                request_id, told = sequence.request.request_id, () if logprobs is None else (logprobs,)
+                outputs.append(SequenceOutput(request_id, sequence.output_index, (token_id,), None, told))
 
-    def _drop_token(self, sequence: Sequence, now: float) -> None:
+    def _drop_token(self, sequence: Sequence, now: float, error: str) -> None:
         """It belongs to nobody: the sequence ended while the step was in flight; or it means nothing."""
         self._counters.num_generated_tokens -= 1
         if sequence.finish_reason is None:
-            self._roster.end(sequence, FinishReason.ERROR, now, error=_NO_DISTRIBUTION)
+            self._roster.end(sequence, FinishReason.ERROR, now, error=error)
+
+    def _tell_scores(self, sequence: Sequence, start: int, scores: tuple[TokenLogprobs, ...]) -> None:
+        """Log-probabilities of the prompt from position start + 1 on. What was told before a preemption is
+        not told again.
+        """
+        new = scores[max(0, sequence.num_scored_tokens - start - 1) :]
+        if new and sequence.finish_reason is None:
+            sequence.num_scored_tokens += len(new)
+            request_id = sequence.request.request_id
+            self._roster.outputs.append(SequenceOutput(request_id, sequence.output_index, (), None, (), new))
 
     def _pass_checkpoint(self, sequence: Sequence, finish: int, now: float) -> None:
         """The first token, or a block to publish: all but the last of the known tokens have been computed."""
@@ -246,3 +265,10 @@ class Scheduler:
         assert finish or num_tokens < sequence.max_num_computed_tokens, "the device did not end it"
         self._running.publish(sequence, num_tokens)
         sequence.checkpoint = min(sequence.num_publishable_tokens, sequence.max_num_computed_tokens)
+
+
+def _ending(finish: int, token_id: int, logprobs: TokenLogprobs | None) -> tuple[FinishReason, LastToken]:
+    """Why and with what a sequence ends. finish: a `Finish` code other than NONE and ERROR."""
+    criterion = finish - Finish.CRITERION if finish >= Finish.CRITERION else None
+    last = LastToken((token_id,), () if logprobs is None else (logprobs,), criterion)
+    return _REASONS.get(finish, FinishReason.STOP), last

@@ -28,7 +28,7 @@ _OFF = "; it restricts sampling, so temperature must be above 0 (unset means 0, 
 
 @dataclass(frozen=True, slots=True)
 class NamedSpec:
-    """A processor or criterion that the server has registered under a name, and its parameters, as in JSON."""
+    """A processor or criterion that the server knows by this name, and its parameters, as in JSON."""
 
     name: str
     parameters: Mapping[str, object] = field(default_factory=dict)
@@ -49,33 +49,28 @@ class SamplingParams:
     left (Meister et al., arXiv:2202.00666). Tokens that tie with the last survivor survive too.
     top_p_decay: top_p is multiplied by it after each token, down to top_p_min, and returns to its first value
     after top_p_reset_id (Lee et al., arXiv:2206.04624, as in TensorRT-LLM).
+
     repetition_penalty: above 0; logits of seen tokens are divided by it if positive, else multiplied (Keskar
-    et al., arXiv:1909.05858). presence_penalty, frequency_penalty: subtracted once, and once for each
-    occurrence.
-    penalize_prompt: whether tokens of the prompt count as seen. None: for repetition_penalty
-    alone.
+    et al., arXiv:1909.05858). presence_penalty, frequency_penalty: subtracted once, and once for each time.
+    penalize_prompt: whether tokens of the prompt count as seen; None: for repetition_penalty alone.
     no_repeat_ngram_size: no n-gram of prompt and output occurs twice; 0 is off.
-    logit_bias: (token id,
-    added to its logit), ids all different.
-    bad_words: texts that are not to be generated, as the tokenizer
-    writes them alone or after a space; bad_word_ids: the same as token ids.
-    allowed_token_ids: nothing else
-    is sampled; empty allows all.
-    seed: unsigned 64 bits; output i of a request draws from the stream (seed,
-    i). None: a random seed, which `with_seed` fills in.
-    best_of: so many outputs are generated, and the
-    num_outputs of the highest cumulative log-probability returned.
-    logprobs: of each token and of so many
-    most likely ones, from the model's own distribution; None: none at all.
-    prompt_logprobs: the same of the
-    prompt's tokens but the first.
-    guided: what the output's text must match. grammar: what that was compiled
-    to (guided.Grammar).
-    beam: search instead of sampling; num_outputs of its hypotheses are returned.
+    logit_bias: (token id, what is added to its logit), ids all different.
+    bad_words: texts not to be generated, as the tokenizer writes them alone and after a space; bad_word_ids:
+    the same as token ids. allowed_token_ids: nothing else is sampled; empty allows all.
+
+    seed: unsigned 64 bits; output i of a request draws from the stream (seed, i). None: a random seed, which
+    `with_seed` fills in.
+    best_of: so many outputs are generated; the num_outputs of highest cumulative log-probability come back.
+    logprobs: of each token and of so many most likely ones, from the model's own distribution; None: none at
+    all. prompt_logprobs: the same of the prompt's tokens but the first.
+    guided: what the output's text must match. grammar: what that was compiled to (guided.grammar.Grammar).
+    beam: search instead of sampling; num_outputs of its hypotheses come back.
+
     max_new_tokens: None means as many as the model's maximum length and the pool leave room for.
     min_new_tokens: end-of-sequence and stop token ids cannot be sampled, and stop strings are not looked for,
-    before that many. stop_strings end the output where its text first contains one; include_stop keeps the
-    string or token. stop_regex: the same for what regular expressions match. max_seconds: since the arrival.
+    before that many. max_seconds: since the request's arrival.
+    stop_strings end the output where its text first contains one, stop_regex where an expression matches;
+    include_stop keeps what matched, or the stop token.
     ignore_eos: the model's own end-of-sequence ids do not stop; stop_token_ids still do.
 
     Raises InvalidArgumentError naming the field, the value and the limit.
