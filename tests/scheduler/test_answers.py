@@ -136,7 +136,7 @@ def test_a_preempted_prompt_is_not_scored_again() -> None:
         rows = [*step.decode_rows, *(chunk.row for chunk in step.chunks if chunk.samples)]
         for row in rows:
             left[row] -= 1
-        finishes = [Finish.NONE if left[row] else Finish.LENGTH for row in rows]
+        finishes: list[int] = [Finish.NONE if left[row] else Finish.LENGTH for row in rows]
         for told in scheduler.update(replace(answer(step), finishes=finishes), 0.0):
             scores += [each.logprob for each in told.prompt_logprobs]
     assert scheduler.stats().num_preemptions > 0
