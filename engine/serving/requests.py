@@ -3,21 +3,17 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from engine.errors import InvalidArgumentError
 from engine.sampling.params import SamplingParams
+from engine.serving.request_params import parse_params
 from engine.serving.types import MAX_REQUEST_ID_LENGTH, ModelInfo, OutputOptions
 from inflight import v1 as pb
 
 MAX_TOKEN_IDS = 2**20  # to detokenize in one call
-
-_PATHS = {name: f"sampling.{name}" for name in pb.Sampling.DESCRIPTOR.fields_by_name} | {
-    name: f"stopping.{name}" for name in pb.Stopping.DESCRIPTOR.fields_by_name
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +27,9 @@ class GenerateArguments:
     output: OutputOptions
 
 
-def field_path(field: str) -> str:
-    """Where a field of SamplingParams is in a GenerateRequest. Other names are returned as they are."""
-    return _PATHS.get(field, field)
-
-
 def parse_generate(request: pb.GenerateRequest, info: ModelInfo) -> GenerateArguments:
     """Raises InvalidArgumentError."""
-    for group, message in (
-        ("", request),
-        ("sampling.", request.sampling),
-        ("stopping.", request.stopping),
-        ("output.", request.output),
-    ):
-        _refuse_unknown_fields(group, message)
+    _refuse_unknown_fields("", request)
     return GenerateArguments(
         request_id=parse_request_id(request.request_id) if request.request_id else uuid.uuid4().hex,
         prompt=_parse_input(request),
@@ -82,12 +67,18 @@ def parse_token_ids(field: str, token_ids: Sequence[int], info: ModelInfo) -> li
     return list(token_ids)
 
 
-def _refuse_unknown_fields(group: str, message: Message) -> None:
+def _refuse_unknown_fields(path: str, message: Message) -> None:
     """A field that this version does not know asks for something that would be ignored."""
     unknown = UnknownFieldSet(message)
     if len(unknown):
         limit = "this server does not know a field of this number: its API is older than the client's"
-        raise InvalidArgumentError(f"{group}#{unknown[0].field_number}", "set", limit)
+        raise InvalidArgumentError(f"{path}#{unknown[0].field_number}", "set", limit)
+    for field, value in message.ListFields():
+        if isinstance(value, Message):
+            _refuse_unknown_fields(f"{path}{field.name}.", value)
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for index, each in enumerate(value):
+                _refuse_unknown_fields(f"{path}{field.name}[{index}].", each)
 
 
 def _parse_input(request: pb.GenerateRequest) -> str | Sequence[int]:
@@ -100,16 +91,9 @@ def _parse_input(request: pb.GenerateRequest) -> str | Sequence[int]:
 
 
 def _parse_params(request: pb.GenerateRequest, info: ModelInfo) -> SamplingParams:
-    sampling, stopping = request.sampling, request.stopping
-    given: dict[str, Any] = {field.name: value for field, value in sampling.ListFields()}
-    given |= {field.name: value for field, value in stopping.ListFields()}
-    given |= {
-        name: tuple(value) for name, value in given.items() if name in ("stop_strings", "stop_token_ids")
-    }
-    if request.HasField("n"):
-        given["num_outputs"] = request.n
-    params = SamplingParams(**given)
-    can_stop = params.stop_strings or params.stop_token_ids or (info.eos_token_ids and not params.ignore_eos)
+    params = parse_params(request)
+    stops = params.stop_strings or params.stop_regex or params.stop_token_ids
+    can_stop = stops or (info.eos_token_ids and not params.ignore_eos)
     if params.include_stop and not can_stop:
         raise InvalidArgumentError("include_stop", True, "there is no stop that could be included")
     return params

@@ -13,7 +13,7 @@ from engine.errors import (
     StepFailedError,
     UnavailableError,
 )
-from engine.serving.requests import field_path
+from engine.serving.request_params import field_path
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,18 @@
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 
-from inflight.v1 import GenerateOptions, GenerateRequest, Output, Sampling, Stopping, make_request
+from inflight.v1 import (
+    Beam,
+    GenerateOptions,
+    GenerateRequest,
+    Guided,
+    Output,
+    Sampling,
+    Stopping,
+    make_request,
+)
 
 
 def test_only_the_prompt_is_sent_when_nothing_else_is_given() -> None:
@@ -60,16 +70,59 @@ def test_options_go_to_their_groups() -> None:
 
 
 def test_every_field_of_the_groups_is_an_option() -> None:
-    fields = {name for group in (Sampling, Stopping, Output) for name in group.DESCRIPTOR.fields_by_name}
-    assert set(GenerateOptions.__annotations__) == fields | {"request_id", "n", "priority"}
+    groups = (Guided, Sampling, Stopping, Output)
+    fields = {name for group in groups for name in group.DESCRIPTOR.fields_by_name}
+    assert set(GenerateOptions.__annotations__) == fields | {"request_id", "n", "best_of", "priority"}
 
 
-@pytest.mark.parametrize("option", ["temperature", "top_k", "top_p", "min_p", "seed", "max_new_tokens", "n"])
-def test_zero_is_sent(option: str) -> None:
+def test_lists_maps_and_messages_take_plain_python() -> None:
+    request = make_request(
+        "a",
+        logit_bias={7: -1.5, 8: 2},
+        bad_words=["x"],
+        bad_word_ids=[[1, 2], (3,)],
+        allowed_token_ids=range(3),
+        beam=Beam(width=4),
+        stop_regex=["[0-9]+"],
+        stopping_criteria=["twice", ("budget", {"tokens": 5, "of": [1, "x", None, True]})],
+    )
+    assert dict(request.sampling.logit_bias) == {7: -1.5, 8: 2.0}
+    assert list(request.sampling.bad_words) == ["x"]
+    assert [list(word.ids) for word in request.sampling.bad_word_ids] == [[1, 2], [3]]
+    assert list(request.sampling.allowed_token_ids) == [0, 1, 2]
+    assert request.sampling.beam.width == 4
+    assert list(request.stopping.stop_regex) == ["[0-9]+"]
+    twice, budget = request.stopping.stopping_criteria
+    assert (twice.name, dict(twice.parameters)) == ("twice", {})
+    assert budget.name == "budget"
+    assert MessageToDict(budget.parameters) == {"tokens": 5, "of": [1, "x", None, True]}
+
+
+def test_one_guide_is_sent() -> None:
+    assert make_request("a", regex="a+").guided == Guided(regex="a+")
+    assert make_request("a", json_schema={"type": "null"}).guided.json_schema == '{"type": "null"}'
+    assert make_request("a", json_schema='{"type":"null"}').guided.json_schema == '{"type":"null"}'
+    assert list(make_request("a", choice=["x", "y"]).guided.choice.texts) == ["x", "y"]
+    assert make_request("a", choice=[]).guided.WhichOneof("kind") == "choice"
+    with pytest.raises(TypeError, match="only one of grammar, regex"):
+        make_request("a", regex="a", grammar="start: /a/")
+
+
+@pytest.mark.parametrize(
+    ("option", "group"),
+    [
+        *((name, "sampling") for name in ("temperature", "top_k", "top_p", "min_p", "seed", "typical_p")),
+        *((name, "sampling") for name in ("repetition_penalty", "penalize_prompt", "top_p_reset_id")),
+        *((name, "stopping") for name in ("max_new_tokens", "max_time_seconds")),
+        *((name, "output") for name in ("logprobs", "prompt_logprobs")),
+        *((name, "") for name in ("n", "best_of")),
+    ],
+)
+def test_zero_is_sent(option: str, group: str) -> None:
     options: Any = {option: 0}
     request = make_request("a", **options)
-    group = request if option == "n" else request.stopping if "tokens" in option else request.sampling
-    assert option in [field.name for field, _ in group.ListFields()]
+    message = getattr(request, group) if group else request
+    assert option in [field.name for field, _ in message.ListFields()]
 
 
 def test_false_text_is_sent() -> None:
@@ -83,6 +136,14 @@ def test_false_text_is_sent() -> None:
         ({"top_k": -1}, ValueError),
         ({"stop_strings": "abc"}, TypeError),
         ({"stop_token_ids": 5}, TypeError),
+        ({"stop_regex": "a+"}, TypeError),
+        ({"bad_word_ids": [5]}, TypeError),
+        ({"logit_bias": [5]}, TypeError),
+        ({"logit_bias": {-1: 5.0}}, ValueError),
+        ({"beam": 4}, TypeError),
+        ({"choice": "abc"}, TypeError),
+        ({"logits_processors": [5]}, TypeError),
+        ({"logits_processors": [("name", {"x": object()})]}, (TypeError, ValueError)),
         ({"temperature": "hot"}, TypeError),
         ({"request_id": 7}, TypeError),
     ],

@@ -5,7 +5,8 @@ async with Client("127.0.0.1:50051") as client:
         print(event.text, end="", flush=True)
 """
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 from weakref import WeakSet
@@ -17,6 +18,8 @@ from google.protobuf.message import Message
 from inflight.v1 import generation_pb2 as pb
 from inflight.v1.generation_pb2_grpc import GenerationStub
 
+# A processor or criterion: its name, or its name and parameters.
+Named = str | tuple[str, Mapping[str, object]]
 GenerateOnceCall = grpc.aio.UnaryUnaryCall[pb.GenerateRequest, pb.GenerateOnceResponse]
 
 CHANNEL_OPTIONS = (
@@ -36,32 +39,59 @@ class GenerateOptions(TypedDict, total=False):
 
     request_id: str
     n: int
+    best_of: int
     priority: int
+    # Guided: at most one
+    json_schema: str | Mapping[str, object]  # as JSON text, or what json.dumps makes that of
+    regex: str
+    grammar: str
+    choice: Sequence[str]
     # Sampling
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     seed: int
+    typical_p: float
+    top_p_decay: float
+    top_p_min: float
+    top_p_reset_id: int
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalize_prompt: bool
+    no_repeat_ngram_size: int
+    logit_bias: Mapping[int, float]
+    bad_words: Sequence[str]
+    bad_word_ids: Sequence[Sequence[int]]
+    allowed_token_ids: Sequence[int]
+    logits_processors: Sequence[Named]
+    beam: pb.Beam
     # Stopping
     max_new_tokens: int
     min_new_tokens: int
+    max_time_seconds: float
     stop_strings: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     include_stop: bool
+    stop_regex: Sequence[str]
+    stopping_criteria: Sequence[Named]
     # Output
     text: bool
     token_ids: bool
     echo: bool
+    logprobs: int
+    prompt_logprobs: int
 
 
 _GROUPS = (
+    ("guided", pb.Guided.DESCRIPTOR),
     ("sampling", pb.Sampling.DESCRIPTOR),
     ("stopping", pb.Stopping.DESCRIPTOR),
     ("output", pb.Output.DESCRIPTOR),
 )
-_GROUP_OF = {"request_id": "", "n": "", "priority": ""} | {
+_GROUP_OF = {"request_id": "", "n": "", "best_of": "", "priority": ""} | {
     name: group for group, message in _GROUPS for name in message.fields_by_name
 }
 
@@ -78,21 +108,75 @@ def make_request(prompt: str | Sequence[int], **options: Unpack[GenerateOptions]
     else:
         request.token_ids.ids.extend(prompt)
         request.token_ids.SetInParent()
+    guides = sorted(options.keys() & pb.Guided.DESCRIPTOR.fields_by_name.keys())
+    if len(guides) > 1:
+        raise TypeError(f"only one of {', '.join(guides)}")
     for name, value in options.items():
         group = _GROUP_OF.get(name)
         if group is None:
             raise TypeError(f"no option {name!r}; there are {', '.join(_GROUP_OF)}")
+        if name == "json_schema" and not isinstance(value, str):
+            value = json.dumps(value)
         _set(getattr(request, group) if group else request, name, value)
     return request
 
 
 def _set(message: Message, name: str, value: object) -> None:
-    if name not in ("stop_strings", "stop_token_ids"):
+    setter = _SETTERS.get(name)
+    if setter is None:
         setattr(message, name, value)
-    elif isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} takes a list, not {value!r}")
-    else:
-        getattr(message, name).extend(value)
+        return
+    try:
+        setter(getattr(message, name), value)
+    except (AttributeError, TypeError) as error:
+        raise TypeError(f"{name} takes {_EXPECTED.get(setter, 'a list')}, not {value!r}: {error}") from error
+
+
+def _extend(field: Any, values: object) -> None:
+    field.extend(_items(values))
+
+
+def _add_words(field: Any, words: object) -> None:
+    for word in _items(words):
+        field.add().ids.extend(_items(word))
+
+
+def _add_named(field: Any, specs: object) -> None:
+    for spec in _items(specs):
+        name, parameters = (spec, {}) if isinstance(spec, str) else spec
+        field.add(name=name).parameters.update(parameters)
+
+
+def _set_choice(field: Any, texts: object) -> None:
+    field.SetInParent()  # no choices are a choice too: the server refuses it
+    field.texts.extend(_items(texts))
+
+
+def _items(values: object) -> Iterable[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError("not a list")
+    return values
+
+
+_SETTERS: dict[str, Callable[[Any, object], None]] = {
+    "stop_strings": _extend,
+    "stop_regex": _extend,
+    "stop_token_ids": _extend,
+    "bad_words": _extend,
+    "allowed_token_ids": _extend,
+    "bad_word_ids": _add_words,
+    "logits_processors": _add_named,
+    "stopping_criteria": _add_named,
+    "choice": _set_choice,
+    "logit_bias": lambda field, biases: field.update(biases),
+    "beam": lambda field, beam: field.CopyFrom(beam),
+}
+_EXPECTED = {
+    _add_words: "a list of lists",
+    _add_named: "a list of names, or of (name, parameters)",
+    _SETTERS["logit_bias"]: "a mapping of ids to numbers",
+    _SETTERS["beam"]: "a Beam",
+}
 
 
 class GenerateCall(AsyncIterator[pb.GenerateResponse]):

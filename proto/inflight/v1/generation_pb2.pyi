@@ -19,11 +19,14 @@ Conventions
       INTERNAL            a step of the engine failed; other requests go on
   - A request lives as long as its call: cancelling it, disconnecting or passing the deadline aborts it.
   - Field numbers are grouped. The numbers that a group skips are for what belongs to that group later.
+  - "Elsewhere" tells what a field is called in transformers (GenerationConfig), in vLLM and in TensorRT-LLM
+    (their SamplingParams), in this order; "-" where it has none, and one name where all agree.
 """
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -37,6 +40,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _EarlyStopping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EarlyStoppingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
+    """EARLY_STOPPING_FALSE"""
+    EARLY_STOPPING_FALSE: _EarlyStopping.ValueType  # 1
+    """As soon as the best running hypothesis, at its present length, scores no better than the worst finished."""
+    EARLY_STOPPING_TRUE: _EarlyStopping.ValueType  # 2
+    """At once."""
+    EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 3
+    """As soon as no running hypothesis can become better than the worst finished one."""
+
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
+    """When a beam search with `width` finished hypotheses ends. It ends with max_new_tokens in any case."""
+
+EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
+"""EARLY_STOPPING_FALSE"""
+EARLY_STOPPING_FALSE: EarlyStopping.ValueType  # 1
+"""As soon as the best running hypothesis, at its present length, scores no better than the worst finished."""
+EARLY_STOPPING_TRUE: EarlyStopping.ValueType  # 2
+"""At once."""
+EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 3
+"""As soon as no running hypothesis can become better than the worst finished one."""
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -46,11 +77,15 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """An end-of-sequence token, a stop token or a stop string: Finish.matched says which."""
+    """An end-of-sequence token, a stop token, a stop string or expression, or a criterion: Finish.matched says
+    which. Or guided output is complete.
+    """
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_new_tokens, or the longest sequence that the model and the KV cache take."""
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 3
     """Abort was called. (A call that is cancelled, or whose deadline passes, ends with that status instead.)"""
+    FINISH_REASON_TIME: _FinishReason.ValueType  # 4
+    """stopping.max_time_seconds"""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an output ended."""
@@ -58,11 +93,15 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""An end-of-sequence token, a stop token or a stop string: Finish.matched says which."""
+"""An end-of-sequence token, a stop token, a stop string or expression, or a criterion: Finish.matched says
+which. Or guided output is complete.
+"""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_new_tokens, or the longest sequence that the model and the KV cache take."""
 FINISH_REASON_ABORT: FinishReason.ValueType  # 3
 """Abort was called. (A call that is cancelled, or whose deadline passes, ends with that status instead.)"""
+FINISH_REASON_TIME: FinishReason.ValueType  # 4
+"""stopping.max_time_seconds"""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -77,9 +116,11 @@ class GenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    GUIDED_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in Abort and in the server's log. 1 to 128 printable ASCII characters without spaces;
@@ -91,10 +132,18 @@ class GenerateRequest(_message.Message):
     With one generated token it makes at most `max_model_len` tokens.
     """
     n: _builtins.int
-    """What to do (8 to 15). 12 to 15: structure (guided decoding), adapters.
+    """What to do (8 to 15). 14 and 15: adapters.
 
-    Outputs to generate from the prompt, which is computed once. In [1, 128] and at most
-    `limits.max_num_seqs`; above 1 only with sampling.temperature > 0. Default: 1.
+    Outputs to return of the prompt, which is computed once. In [1, 128] and at most `limits.max_num_seqs`;
+    above 1 only with sampling.temperature > 0, or with sampling.beam. Default: 1.
+    Elsewhere: num_return_sequences, n, n.
+    """
+    best_of: _builtins.int
+    """Outputs to generate, of which the n with the highest cumulative log-probability are returned, best first,
+    once all have ended: nothing is streamed before. Each takes a place in the batch; usage counts the tokens
+    of all. In [n, 128] and at most `limits.max_num_seqs`; above 1 only with sampling.temperature > 0; not
+    with sampling.beam. Default: n, in the order of their index.
+    Elsewhere: -, -, best_of.
     """
     priority: _builtins.int
     """When to run (16 to 19)
@@ -117,6 +166,12 @@ class GenerateRequest(_message.Message):
     def output(self) -> Global___Output:
         """What comes back. Default: text."""
 
+    @_builtins.property
+    def guided(self) -> Global___Guided:
+        """What the text of the outputs has to match, from the first character to the last. Default: anything.
+        Elsewhere: -, structured_outputs, guided_decoding.
+        """
+
     def __init__(
         self,
         *,
@@ -124,19 +179,25 @@ class GenerateRequest(_message.Message):
         prompt: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
         n: _builtins.int | None = ...,
+        best_of: _builtins.int | None = ...,
         sampling: Global___Sampling | None = ...,
         stopping: Global___Stopping | None = ...,
         output: Global___Output | None = ...,
+        guided: Global___Guided | None = ...,
         priority: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_n", b"_n", "input", b"input", "n", b"n", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_n", b"_n", "best_of", b"best_of", "guided", b"guided", "input", b"input", "n", b"n", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n", b"_n", "input", b"input", "n", b"n", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_n", b"_n", "best_of", b"best_of", "guided", b"guided", "input", b"input", "n", b"n", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
@@ -170,33 +231,154 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
-    """How a token is chosen from the model's logits: temperature, then top_k, top_p and min_p in this order.
+    """How a token is chosen from the model's logits. They change in the order of transformers: logit_bias,
+    repetition, presence and frequency penalty, no_repeat_ngram_size, bad words, stopping.min_new_tokens,
+    allowed_token_ids, guided, logits_processors in their order, temperature, top_k, top_p, min_p, typical_p.
+    Tokens that tie with the last one that top_k, top_p, min_p or typical_p keeps are kept too.
     Choice (1 to 9)
     """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     MIN_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TYPICAL_P_FIELD_NUMBER: _builtins.int
+    TOP_P_DECAY_FIELD_NUMBER: _builtins.int
+    TOP_P_MIN_FIELD_NUMBER: _builtins.int
+    TOP_P_RESET_ID_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PENALIZE_PROMPT_FIELD_NUMBER: _builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    BAD_WORDS_FIELD_NUMBER: _builtins.int
+    BAD_WORD_IDS_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGITS_PROCESSORS_FIELD_NUMBER: _builtins.int
+    BEAM_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Divides the logits. In [0, 100]; 0 is greedy: always the most likely token. Default: 0."""
+    """Divides the logits. In [0, 100]; 0 is greedy: always the most likely token. Default: 0.
+    Elsewhere: temperature (and do_sample).
+    """
     top_k: _builtins.int
-    """Keeps the k most likely tokens. In [0, 2^31); 0 keeps all. Above 1 only with temperature > 0. Default: 0."""
+    """Keeps the k most likely tokens. In [0, 2^31); 0 keeps all. Above 1 only with temperature > 0. Default: 0.
+    Elsewhere: top_k.
+    """
     top_p: _builtins.float
     """Keeps the smallest set of most likely tokens with at least this probability together. In (0, 1]; 1 keeps
-    all. Below 1 only with temperature > 0. Default: 1.
+    all. Below 1 only with temperature > 0. Default: 1. Elsewhere: top_p.
     """
     min_p: _builtins.float
     """Keeps tokens at least this fraction as likely as the most likely one. In [0, 1]; 0 keeps all. Above 0
-    only with temperature > 0. Default: 0.
+    only with temperature > 0. Default: 0. Elsewhere: min_p.
     """
     seed: _builtins.int
     """The same request with the same seed gets the same tokens, alone or in a full batch. Any 64 bits. Default:
-    a fresh random seed.
+    a fresh random seed. Elsewhere: -, seed, seed.
     """
+    typical_p: _builtins.float
+    """Keeps the smallest set of tokens with this probability together whose log-probabilities are nearest to
+    minus the entropy (locally typical sampling, arXiv:2202.00666). In (0, 1]; 1 keeps all. Below 1 only with
+    temperature > 0. Default: 1. Elsewhere: typical_p, -, -.
+    """
+    top_p_decay: _builtins.float
+    """Multiplies top_p after each token, down to top_p_min (factual-nucleus sampling, arXiv:2206.04624). In
+    (0, 1]; 1 leaves it. Below 1 only with temperature > 0. Default: 1. Elsewhere: -, -, top_p_decay.
+    """
+    top_p_min: _builtins.float
+    """What top_p decays to at most. In [0, 1]. Default: 0. Elsewhere: -, -, top_p_min."""
+    top_p_reset_id: _builtins.int
+    """After this token top_p is what it was at first. In [0, vocab_size). Default: none.
+    Elsewhere: -, -, top_p_reset_ids.
+    """
+    repetition_penalty: _builtins.float
+    """Penalties (10 to 19)
+
+    Divides positive logits of tokens seen before, and multiplies negative ones (arXiv:1909.05858). In
+    (0, 100]; 1 is off. Default: 1. Elsewhere: repetition_penalty.
+    """
+    presence_penalty: _builtins.float
+    """Subtracted from the logits of tokens seen before. In [-100, 100]. Default: 0.
+    Elsewhere: -, presence_penalty, presence_penalty.
+    """
+    frequency_penalty: _builtins.float
+    """Subtracted once for each time that a token was seen before. In [-100, 100]. Default: 0.
+    Elsewhere: -, frequency_penalty, frequency_penalty.
+    """
+    penalize_prompt: _builtins.bool
+    """Whether a token of the prompt counts as seen, for all three. Default: for repetition_penalty alone, as in
+    transformers and vLLM. Elsewhere: none has it.
+    """
+    no_repeat_ngram_size: _builtins.int
+    """No sequence of so many tokens occurs twice in prompt and output. In [0, 64]; 0 is off. Default: 0.
+    Elsewhere: no_repeat_ngram_size, -, no_repeat_ngram_size.
+    """
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Tokens, and processors (20 to 29)
+
+        Token id to what is added to its logit: ids in [0, vocab_size), values in [-100, 100]; at most 1024.
+        Default: none. Elsewhere: sequence_bias, logit_bias, embedding_bias.
+        """
+
+    @_builtins.property
+    def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words that are not generated, neither as the tokenizer writes them alone nor after a space; another
+        spelling in tokens is not found. At most 128, of 1 to 256 characters. Default: none.
+        Elsewhere: -, bad_words, bad.
+        """
+
+    @_builtins.property
+    def bad_word_ids(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
+        """The same as token ids: the last one is not generated after those before it. At most 256, of at least one
+        id each; with those of bad_words at most 1024 ids. Default: none.
+        Elsewhere: bad_words_ids, -, bad_token_ids.
+        """
+
+    @_builtins.property
+    def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nothing else is generated, end-of-sequence tokens neither unless they are among these. Each in
+        [0, vocab_size). Default (empty): all. Elsewhere: -, allowed_token_ids, -.
+        """
+
+    @_builtins.property
+    def logits_processors(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogitsProcessorSpec]:
+        """Processors that the server has registered, in the order in which they act. At most 16; not with beam.
+        Default: none. Elsewhere: logits_processor (Python objects), logits_processors (of the server),
+        logits_processor (Python objects).
+        """
+
+    @_builtins.property
+    def beam(self) -> Global___Beam:
+        """Beams (30 to 39)
+
+        Searches for likely outputs instead of sampling one. Default: no search.
+        """
+
     def __init__(
         self,
         *,
@@ -205,13 +387,38 @@ class Sampling(_message.Message):
         top_p: _builtins.float | None = ...,
         min_p: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        typical_p: _builtins.float | None = ...,
+        top_p_decay: _builtins.float | None = ...,
+        top_p_min: _builtins.float | None = ...,
+        top_p_reset_id: _builtins.int | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        frequency_penalty: _builtins.float | None = ...,
+        penalize_prompt: _builtins.bool | None = ...,
+        no_repeat_ngram_size: _builtins.int | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        bad_words: _abc.Iterable[_builtins.str] | None = ...,
+        bad_word_ids: _abc.Iterable[Global___TokenIds] | None = ...,
+        allowed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logits_processors: _abc.Iterable[Global___LogitsProcessorSpec] | None = ...,
+        beam: Global___Beam | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "min_p", b"min_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_penalize_prompt", b"_penalize_prompt", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_top_p_decay", b"_top_p_decay", "_top_p_min", b"_top_p_min", "_top_p_reset_id", b"_top_p_reset_id", "_typical_p", b"_typical_p", "beam", b"beam", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "no_repeat_ngram_size", b"no_repeat_ngram_size", "penalize_prompt", b"penalize_prompt", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "top_p_decay", b"top_p_decay", "top_p_min", b"top_p_min", "top_p_reset_id", b"top_p_reset_id", "typical_p", b"typical_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "min_p", b"min_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_penalize_prompt", b"_penalize_prompt", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_top_p_decay", b"_top_p_decay", "_top_p_min", b"_top_p_min", "_top_p_reset_id", b"_top_p_reset_id", "_typical_p", b"_typical_p", "allowed_token_ids", b"allowed_token_ids", "bad_word_ids", b"bad_word_ids", "bad_words", b"bad_words", "beam", b"beam", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logits_processors", b"logits_processors", "min_p", b"min_p", "no_repeat_ngram_size", b"no_repeat_ngram_size", "penalize_prompt", b"penalize_prompt", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "top_p_decay", b"top_p_decay", "top_p_min", b"top_p_min", "top_p_reset_id", b"top_p_reset_id", "typical_p", b"typical_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
+    _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
     _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__no_repeat_ngram_size: _TypeAlias = _typing.Literal["no_repeat_ngram_size"]  # noqa: Y015
+    _WhichOneofArgType__no_repeat_ngram_size: _TypeAlias = _typing.Literal["_no_repeat_ngram_size", b"_no_repeat_ngram_size"]  # noqa: Y015
+    _WhichOneofReturnType__penalize_prompt: _TypeAlias = _typing.Literal["penalize_prompt"]  # noqa: Y015
+    _WhichOneofArgType__penalize_prompt: _TypeAlias = _typing.Literal["_penalize_prompt", b"_penalize_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
@@ -220,8 +427,26 @@ class Sampling(_message.Message):
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    _WhichOneofReturnType__top_p_decay: _TypeAlias = _typing.Literal["top_p_decay"]  # noqa: Y015
+    _WhichOneofArgType__top_p_decay: _TypeAlias = _typing.Literal["_top_p_decay", b"_top_p_decay"]  # noqa: Y015
+    _WhichOneofReturnType__top_p_min: _TypeAlias = _typing.Literal["top_p_min"]  # noqa: Y015
+    _WhichOneofArgType__top_p_min: _TypeAlias = _typing.Literal["_top_p_min", b"_top_p_min"]  # noqa: Y015
+    _WhichOneofReturnType__top_p_reset_id: _TypeAlias = _typing.Literal["top_p_reset_id"]  # noqa: Y015
+    _WhichOneofArgType__top_p_reset_id: _TypeAlias = _typing.Literal["_top_p_reset_id", b"_top_p_reset_id"]  # noqa: Y015
+    _WhichOneofReturnType__typical_p: _TypeAlias = _typing.Literal["typical_p"]  # noqa: Y015
+    _WhichOneofArgType__typical_p: _TypeAlias = _typing.Literal["_typical_p", b"_typical_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_repeat_ngram_size) -> _WhichOneofReturnType__no_repeat_ngram_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__penalize_prompt) -> _WhichOneofReturnType__penalize_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -230,8 +455,191 @@ class Sampling(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p_decay) -> _WhichOneofReturnType__top_p_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p_min) -> _WhichOneofReturnType__top_p_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p_reset_id) -> _WhichOneofReturnType__top_p_reset_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__typical_p) -> _WhichOneofReturnType__typical_p | None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
+@_typing.final
+class Beam(_message.Message):
+    """Beam search as in transformers. Nothing is streamed before its end; then the n best hypotheses come, best
+    first, with their scores. Not with temperature, best_of, guided, logprobs, stop_strings, stop_regex,
+    logits_processors or stopping_criteria.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    DIVERSITY_RATE_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Hypotheses that are searched at once; each takes a place in the batch. In [2, 16], at least n and at most
+    `limits.max_num_seqs`. Elsewhere: num_beams, beam_width (BeamSearchParams), beam_width_array.
+    """
+    length_penalty: _builtins.float
+    """A score is the sum of log-probabilities over (generated tokens) ^ length_penalty: above 0 favours long
+    outputs. In [-100, 100]. Default: 1. Elsewhere: length_penalty.
+    """
+    early_stopping: Global___EarlyStopping.ValueType
+    """When the search ends. Default: FALSE. Elsewhere: early_stopping, -, early_stopping."""
+    diversity_rate: _builtins.float
+    """Lowers a candidate's score by this times its rank among those of the same beam when beams are chosen
+    (arXiv:1611.08562). In [0, 100]; 0 is off. Default: 0. Elsewhere: -, -, beam_search_diversity_rate.
+    """
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        length_penalty: _builtins.float | None = ...,
+        early_stopping: Global___EarlyStopping.ValueType = ...,
+        diversity_rate: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity_rate", b"_diversity_rate", "_length_penalty", b"_length_penalty", "diversity_rate", b"diversity_rate", "length_penalty", b"length_penalty"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity_rate", b"_diversity_rate", "_length_penalty", b"_length_penalty", "diversity_rate", b"diversity_rate", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__diversity_rate: _TypeAlias = _typing.Literal["diversity_rate"]  # noqa: Y015
+    _WhichOneofArgType__diversity_rate: _TypeAlias = _typing.Literal["_diversity_rate", b"_diversity_rate"]  # noqa: Y015
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diversity_rate) -> _WhichOneofReturnType__diversity_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+
+Global___Beam: _TypeAlias = Beam  # noqa: Y015
+
+@_typing.final
+class LogitsProcessorSpec(_message.Message):
+    """A logits processor that the server has registered: GetModelInfo lists them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in GetModelInfoResponse.logits_processors."""
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """As the schema listed there wants them. Default: none. Whole numbers arrive as integers."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogitsProcessorSpec: _TypeAlias = LogitsProcessorSpec  # noqa: Y015
+
+@_typing.final
+class StoppingCriteriaSpec(_message.Message):
+    """A stopping criterion that the server has registered: GetModelInfo lists them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in GetModelInfoResponse.stopping_criteria."""
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """As the schema listed there wants them. Default: none. Whole numbers arrive as integers."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoppingCriteriaSpec: _TypeAlias = StoppingCriteriaSpec  # noqa: Y015
+
+@_typing.final
+class Guided(_message.Message):
+    """What an output has to match as a whole. Tokens that cannot lead to a match are not chosen; the output ends
+    with an end-of-sequence token when it is complete (FINISH_REASON_STOP), or cut off at its longest
+    (FINISH_REASON_LENGTH). The model must have an end-of-sequence token. Not with stopping.ignore_eos,
+    stopping.min_new_tokens or sampling.beam. Exactly one; at most 2^20 characters. A grammar that cannot be
+    compiled, or takes too long or too much memory, is INVALID_ARGUMENT.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """A JSON schema, as JSON text; the output is a JSON text that it describes. "{}" is any JSON.
+    Elsewhere: -, json, json.
+    """
+    regex: _builtins.str
+    """A regular expression. Elsewhere: -, regex, regex."""
+    grammar: _builtins.str
+    """A context-free grammar in the notation of Lark. Elsewhere: -, grammar, grammar."""
+    @_builtins.property
+    def choice(self) -> Global___Choice:
+        """One of these texts. Elsewhere: -, choice, -."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        grammar: _builtins.str = ...,
+        choice: Global___Choice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar", "choice"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Guided: _TypeAlias = Guided  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """Texts to choose from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 4096, none of them empty."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class Stopping(_message.Message):
@@ -243,23 +651,33 @@ class Stopping(_message.Message):
 
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     MIN_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TIME_SECONDS_FIELD_NUMBER: _builtins.int
     STOP_STRINGS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
+    STOP_REGEX_FIELD_NUMBER: _builtins.int
+    STOPPING_CRITERIA_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
     """The output ends with FINISH_REASON_LENGTH after so many. At least 1, and at most the room that the prompt
-    leaves in `max_model_len`. Default: that room.
+    leaves in `max_model_len`. Default: that room. Elsewhere: max_new_tokens, max_tokens, max_tokens.
     """
     min_new_tokens: _builtins.int
     """Before so many the output cannot stop: end-of-sequence and stop tokens are not chosen, stop strings not
-    looked for. At most max_new_tokens. Default: 0.
+    looked for. At most max_new_tokens. Default: 0. Elsewhere: min_new_tokens, min_tokens, min_tokens.
+    """
+    max_time_seconds: _builtins.float
+    """Seconds since the request arrived, those in the queue included, after which its outputs end as they are,
+    with FINISH_REASON_TIME. (A call's deadline ends it with an error.) Above 0. Default: no limit.
+    Elsewhere: max_time, -, -.
     """
     ignore_eos: _builtins.bool
-    """The model's own end-of-sequence tokens do not end the output (stop_token_ids still do). Default: false."""
+    """The model's own end-of-sequence tokens do not end the output (stop_token_ids still do). Default: false.
+    Elsewhere: -, ignore_eos, ignore_eos.
+    """
     include_stop: _builtins.bool
     """The stop string or stop token that ended the output is part of it. Needs something that can stop the
-    output. Default: false.
+    output. Default: false. Elsewhere: -, include_stop_str_in_output, include_stop_str_in_output.
     """
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -267,30 +685,57 @@ class Stopping(_message.Message):
 
         The output ends where one of these first occurs in its text, also inside a token or across tokens.
         Nothing that may still become one is sent before it is known not to. At most 16, of 1 to 256 characters.
-        Default: none.
+        Default: none. Elsewhere: stop_strings, stop, stop.
         """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The output ends when one of these is generated. At most 64, each in [0, vocab_size). Default: none."""
+        """The output ends when one of these is generated. At most 64, each in [0, vocab_size). Default: none.
+        Elsewhere: eos_token_id, stop_token_ids, stop_token_ids.
+        """
+
+    @_builtins.property
+    def stop_regex(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The output ends where a match of one of these regular expressions first ends in its text, however tokens
+        cut it; of the matches that end there, the longest counts. So `a+` ends with the first a. What may still
+        become a match is not sent before it is known not to be one. A match of more than 1024 characters is not
+        found. Python's notation; `^` is the beginning of the output. Without what takes more than the text up to
+        a place to decide, or more than linear time: no look-around, word boundaries, `$`, back-references,
+        possessive or atomic groups. None may match the empty text. At most 16, of 1 to 256 characters.
+        Default: none. Elsewhere: none has it (SGLang: stop_regex).
+        """
+
+    @_builtins.property
+    def stopping_criteria(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoppingCriteriaSpec]:
+        """Criteria that the server has registered, tested after each token. At most 16; not with sampling.beam.
+        Default: none. Elsewhere: stopping_criteria (Python objects), -, -.
+        """
 
     def __init__(
         self,
         *,
         max_new_tokens: _builtins.int | None = ...,
         min_new_tokens: _builtins.int = ...,
+        max_time_seconds: _builtins.float | None = ...,
         stop_strings: _abc.Iterable[_builtins.str] | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         ignore_eos: _builtins.bool = ...,
         include_stop: _builtins.bool = ...,
+        stop_regex: _abc.Iterable[_builtins.str] | None = ...,
+        stopping_criteria: _abc.Iterable[Global___StoppingCriteriaSpec] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "max_new_tokens", b"max_new_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_seconds", b"_max_time_seconds", "max_new_tokens", b"max_new_tokens", "max_time_seconds", b"max_time_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "stop_strings", b"stop_strings", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_seconds", b"_max_time_seconds", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "max_new_tokens", b"max_new_tokens", "max_time_seconds", b"max_time_seconds", "min_new_tokens", b"min_new_tokens", "stop_regex", b"stop_regex", "stop_strings", b"stop_strings", "stop_token_ids", b"stop_token_ids", "stopping_criteria", b"stopping_criteria"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_time_seconds: _TypeAlias = _typing.Literal["max_time_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_time_seconds: _TypeAlias = _typing.Literal["_max_time_seconds", b"_max_time_seconds"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_new_tokens) -> _WhichOneofReturnType__max_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_time_seconds) -> _WhichOneofReturnType__max_time_seconds | None: ...
 
 Global___Stopping: _TypeAlias = Stopping  # noqa: Y015
 
@@ -305,25 +750,51 @@ class Output(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.bool
     """Text. Default: true."""
     token_ids: _builtins.bool
     """Token ids. Default: false."""
     echo: _builtins.bool
     """The prompt comes before each output: its text and/or ids, as selected above. Default: false."""
+    logprobs: _builtins.int
+    """Log-probabilities (10 to 19): natural logarithms, from the model's own distribution: before penalties,
+    bans and temperature.
+
+    Of each generated token, and of so many most likely ones at its place. In [0, 20]; not with
+    sampling.beam. Default: none at all. Elsewhere: output_scores, logprobs, logprobs.
+    """
+    prompt_logprobs: _builtins.int
+    """The same of the prompt's tokens. In [0, 20]; (prompt tokens) * (1 + prompt_logprobs) is at most
+    `limits.max_prompt_logprobs`, and of all requests together at most four times that: beyond it,
+    RESOURCE_EXHAUSTED. The prompt is computed whole: nothing is taken from the prefix cache.
+    Default: none at all. Elsewhere: -, prompt_logprobs, prompt_logprobs.
+    """
     def __init__(
         self,
         *,
         text: _builtins.bool | None = ...,
         token_ids: _builtins.bool = ...,
         echo: _builtins.bool = ...,
+        logprobs: _builtins.int | None = ...,
+        prompt_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_text", b"_text", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "echo", b"echo", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_text", b"_text", "echo", b"echo", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
     _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
@@ -339,6 +810,8 @@ class GenerateResponse(_message.Message):
     OUTPUT_INDEX_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
@@ -353,6 +826,16 @@ class GenerateResponse(_message.Message):
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids to append. Empty if not selected."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """One for each generated token that this message tells of. Empty if not selected."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Of the prompt's second token and so on: the first has none. Only in messages of output 0 (or of the first
+        one that comes, with best_of), before any token. Empty if not selected.
+        """
 
     @_builtins.property
     def finish(self) -> Global___Finish:
@@ -375,13 +858,15 @@ class GenerateResponse(_message.Message):
         output_index: _builtins.int = ...,
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         finish: Global___Finish | None = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "output_index", b"output_index", "text", b"text", "timings", b"timings", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "logprobs", b"logprobs", "output_index", b"output_index", "prompt_logprobs", b"prompt_logprobs", "text", b"text", "timings", b"timings", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,11 +879,16 @@ class GenerateOnceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GeneratedOutput]:
         """One for each output, in order of their index: `n` of them."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Of the prompt's second token and so on: the first has none. Empty if not selected."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
@@ -415,12 +905,13 @@ class GenerateOnceResponse(_message.Message):
         self,
         *,
         outputs: _abc.Iterable[Global___GeneratedOutput] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "prompt_logprobs", b"prompt_logprobs", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,12 +927,17 @@ class GeneratedOutput(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The whole text. Empty if not selected."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All token ids. Empty if not selected."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """One for each generated token. Empty if not selected."""
 
     @_builtins.property
     def finish(self) -> Global___Finish:
@@ -455,15 +951,54 @@ class GeneratedOutput(_message.Message):
         *,
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         finish: Global___Finish | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GeneratedOutput: _TypeAlias = GeneratedOutput  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """A token's log-probability, and those of the most likely tokens at its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """The token."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability."""
+    text: _builtins.str
+    """The token by itself as text, special tokens included. U+FFFD for bytes that are half a character; texts
+    of several tokens, put together, need not be their text together. Empty unless output.text.
+    """
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """As many as asked for, best first, whether the token itself is among them or not. Their `top` is empty."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        logprob: _builtins.float = ...,
+        text: _builtins.str = ...,
+        top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "text", b"text", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class Finish(_message.Message):
@@ -474,25 +1009,53 @@ class Finish(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     STOP_STRING_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    STOP_REGEX_FIELD_NUMBER: _builtins.int
+    STOPPING_CRITERION_FIELD_NUMBER: _builtins.int
+    CUMULATIVE_LOGPROB_FIELD_NUMBER: _builtins.int
+    BEAM_SCORE_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Always set."""
     stop_string: _builtins.str
     """The stop string that occurred."""
     stop_token_id: _builtins.int
     """The stop token id or end-of-sequence id that was generated."""
+    stop_regex: _builtins.str
+    """The expression of stopping.stop_regex that matched."""
+    stopping_criterion: _builtins.str
+    """The name of the stopping criterion that was met."""
+    cumulative_logprob: _builtins.float
+    """Scores (10 to 19)
+
+    Sum of the log-probabilities of the output's tokens. Set with output.logprobs or best_of.
+    """
+    beam_score: _builtins.float
+    """Of the hypothesis, its length taken into account. Set with sampling.beam."""
     def __init__(
         self,
         *,
         reason: Global___FinishReason.ValueType = ...,
         stop_string: _builtins.str = ...,
         stop_token_id: _builtins.int = ...,
+        stop_regex: _builtins.str = ...,
+        stopping_criterion: _builtins.str = ...,
+        cumulative_logprob: _builtins.float | None = ...,
+        beam_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_score", b"_beam_score", "_cumulative_logprob", b"_cumulative_logprob", "beam_score", b"beam_score", "cumulative_logprob", b"cumulative_logprob", "matched", b"matched", "stop_regex", b"stop_regex", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopping_criterion", b"stopping_criterion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "reason", b"reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_score", b"_beam_score", "_cumulative_logprob", b"_cumulative_logprob", "beam_score", b"beam_score", "cumulative_logprob", b"cumulative_logprob", "matched", b"matched", "reason", b"reason", "stop_regex", b"stop_regex", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopping_criterion", b"stopping_criterion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_matched: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
+    _WhichOneofReturnType__beam_score: _TypeAlias = _typing.Literal["beam_score"]  # noqa: Y015
+    _WhichOneofArgType__beam_score: _TypeAlias = _typing.Literal["_beam_score", b"_beam_score"]  # noqa: Y015
+    _WhichOneofReturnType__cumulative_logprob: _TypeAlias = _typing.Literal["cumulative_logprob"]  # noqa: Y015
+    _WhichOneofArgType__cumulative_logprob: _TypeAlias = _typing.Literal["_cumulative_logprob", b"_cumulative_logprob"]  # noqa: Y015
+    _WhichOneofReturnType_matched: _TypeAlias = _typing.Literal["stop_string", "stop_token_id", "stop_regex", "stopping_criterion"]  # noqa: Y015
     _WhichOneofArgType_matched: _TypeAlias = _typing.Literal["matched", b"matched"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beam_score) -> _WhichOneofReturnType__beam_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cumulative_logprob) -> _WhichOneofReturnType__cumulative_logprob | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_matched) -> _WhichOneofReturnType_matched | None: ...
 
 Global___Finish: _TypeAlias = Finish  # noqa: Y015
@@ -690,6 +1253,8 @@ class GetModelInfoResponse(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    LOGITS_PROCESSORS_FIELD_NUMBER: _builtins.int
+    STOPPING_CRITERIA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model directory."""
     architecture: _builtins.str
@@ -717,6 +1282,14 @@ class GetModelInfoResponse(_message.Message):
         Always set.
         """
 
+    @_builtins.property
+    def logits_processors(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedInfo]:
+        """What sampling.logits_processors may name."""
+
+    @_builtins.property
+    def stopping_criteria(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedInfo]:
+        """What stopping.stopping_criteria may name."""
+
     def __init__(
         self,
         *,
@@ -729,14 +1302,46 @@ class GetModelInfoResponse(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         limits: Global___Limits | None = ...,
         server_version: _builtins.str = ...,
+        logits_processors: _abc.Iterable[Global___NamedInfo] | None = ...,
+        stopping_criteria: _abc.Iterable[Global___NamedInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "limits", b"limits", "max_model_len", b"max_model_len", "name", b"name", "server_version", b"server_version", "tokenizer_sha256", b"tokenizer_sha256", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "limits", b"limits", "logits_processors", b"logits_processors", "max_model_len", b"max_model_len", "name", b"name", "server_version", b"server_version", "stopping_criteria", b"stopping_criteria", "tokenizer_sha256", b"tokenizer_sha256", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelInfoResponse: _TypeAlias = GetModelInfoResponse  # noqa: Y015
+
+@_typing.final
+class NamedInfo(_message.Message):
+    """A logits processor or stopping criterion that the server has registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_SCHEMA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What requests call it."""
+    description: _builtins.str
+    """What it does, in words."""
+    parameters_schema: _builtins.str
+    """A JSON schema of its parameters, as JSON text."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_schema: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_schema", b"parameters_schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedInfo: _TypeAlias = NamedInfo  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -756,6 +1361,19 @@ class Limits(_message.Message):
     MAX_NUM_QUEUED_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    MAX_LOGIT_BIASES_FIELD_NUMBER: _builtins.int
+    MAX_BAD_WORDS_FIELD_NUMBER: _builtins.int
+    MAX_BAD_WORD_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MAX_BEAM_WIDTH_FIELD_NUMBER: _builtins.int
+    MAX_NAMED_FIELD_NUMBER: _builtins.int
+    MAX_STOP_REGEX_FIELD_NUMBER: _builtins.int
+    MAX_STOP_REGEX_CHARS_FIELD_NUMBER: _builtins.int
+    MAX_STOP_REGEX_MATCH_CHARS_FIELD_NUMBER: _builtins.int
+    MAX_GUIDED_CHARS_FIELD_NUMBER: _builtins.int
+    MAX_CHOICES_FIELD_NUMBER: _builtins.int
+    MAX_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
     max_outputs: _builtins.int
     """GenerateRequest.n"""
     max_stop_strings: _builtins.int
@@ -781,6 +1399,35 @@ class Limits(_message.Message):
     """Tokens in a block of the KV cache."""
     policy: _builtins.str
     """Order of waiting requests: "fcfs" or "priority"."""
+    max_logit_biases: _builtins.int
+    """Of one request, more of it (20 to 39)
+
+    Number of Sampling.logit_bias
+    """
+    max_bad_words: _builtins.int
+    """Number of Sampling.bad_words"""
+    max_bad_word_tokens: _builtins.int
+    """Token ids of all bad words together"""
+    max_logprobs: _builtins.int
+    """Output.logprobs and Output.prompt_logprobs"""
+    max_prompt_logprobs: _builtins.int
+    """(prompt tokens) * (1 + Output.prompt_logprobs)"""
+    max_beam_width: _builtins.int
+    """Beam.width"""
+    max_named: _builtins.int
+    """Number of Sampling.logits_processors, and of Stopping.stopping_criteria"""
+    max_stop_regex: _builtins.int
+    """Number of Stopping.stop_regex"""
+    max_stop_regex_chars: _builtins.int
+    """Characters of each of them"""
+    max_stop_regex_match_chars: _builtins.int
+    """Characters of a text that they match: nothing longer is found"""
+    max_guided_chars: _builtins.int
+    """Characters of Guided.json_schema, Guided.regex, Guided.grammar; of all of Guided.choice together"""
+    max_choices: _builtins.int
+    """Number of Guided.choice"""
+    max_ngram_size: _builtins.int
+    """Sampling.no_repeat_ngram_size"""
     def __init__(
         self,
         *,
@@ -794,10 +1441,23 @@ class Limits(_message.Message):
         max_num_queued: _builtins.int = ...,
         block_size: _builtins.int = ...,
         policy: _builtins.str = ...,
+        max_logit_biases: _builtins.int = ...,
+        max_bad_words: _builtins.int = ...,
+        max_bad_word_tokens: _builtins.int = ...,
+        max_logprobs: _builtins.int = ...,
+        max_prompt_logprobs: _builtins.int = ...,
+        max_beam_width: _builtins.int = ...,
+        max_named: _builtins.int = ...,
+        max_stop_regex: _builtins.int = ...,
+        max_stop_regex_chars: _builtins.int = ...,
+        max_stop_regex_match_chars: _builtins.int = ...,
+        max_guided_chars: _builtins.int = ...,
+        max_choices: _builtins.int = ...,
+        max_ngram_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_num_queued", b"max_num_queued", "max_num_seqs", b"max_num_seqs", "max_outputs", b"max_outputs", "max_prompt_chars", b"max_prompt_chars", "max_request_id_chars", b"max_request_id_chars", "max_stop_string_chars", b"max_stop_string_chars", "max_stop_strings", b"max_stop_strings", "max_stop_token_ids", b"max_stop_token_ids", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_bad_word_tokens", b"max_bad_word_tokens", "max_bad_words", b"max_bad_words", "max_beam_width", b"max_beam_width", "max_choices", b"max_choices", "max_guided_chars", b"max_guided_chars", "max_logit_biases", b"max_logit_biases", "max_logprobs", b"max_logprobs", "max_named", b"max_named", "max_ngram_size", b"max_ngram_size", "max_num_queued", b"max_num_queued", "max_num_seqs", b"max_num_seqs", "max_outputs", b"max_outputs", "max_prompt_chars", b"max_prompt_chars", "max_prompt_logprobs", b"max_prompt_logprobs", "max_request_id_chars", b"max_request_id_chars", "max_stop_regex", b"max_stop_regex", "max_stop_regex_chars", b"max_stop_regex_chars", "max_stop_regex_match_chars", b"max_stop_regex_match_chars", "max_stop_string_chars", b"max_stop_string_chars", "max_stop_strings", b"max_stop_strings", "max_stop_token_ids", b"max_stop_token_ids", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,8 @@ import pytest
 
 from engine.errors import InvalidArgumentError
 from engine.sampling.params import MAX_OUTPUTS, MAX_STOP_STRING_LENGTH, SamplingParams
-from engine.serving.requests import field_path, parse_generate, parse_request_id, parse_text, parse_token_ids
+from engine.serving.request_params import field_path
+from engine.serving.requests import parse_generate, parse_request_id, parse_text, parse_token_ids
 from engine.serving.responses import delta_message, finish_message, load_message, model_message, once_message
 from engine.serving.types import (
     EngineLoad,
