@@ -21,13 +21,21 @@ _SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 HINTS = np.dtype(
     [
         ("random", np.bool_),  # draws a random number; the others take the largest logit
-        ("truncates", np.bool_),  # by top_k or top_p
+        ("truncates", np.bool_),  # by top_k or top_p, now or later
         ("top_k", np.int32),  # 0 keeps all tokens
         ("min_p", np.bool_),  # min_p is above 0
         ("typical", np.bool_),  # typical_p is below 1
+        ("decays", np.bool_),  # top_p changes from token to token
         ("bans", np.bool_),  # stop ids are banned at first
         ("changes", np.bool_),  # its logits are processed before anything else
+        ("flags", np.int32),  # of Flag
+        ("ngram_size", np.int32),  # 0: off
+        ("num_biases", np.int32),
+        ("num_bad_words", np.int32),
+        ("longest_bad_word", np.int32),  # tokens
         ("num_reported", np.int32),  # tokens whose log-probabilities it reports; -1: none, not its own either
+        ("num_scored", np.int32),  # the same, for each token of its prompt
+        ("full", np.bool_),  # needs more than sampling from the logits as they are
     ]
 )
 Hints = npt.NDArray[np.void]
@@ -171,13 +179,21 @@ class RowState:
         _write_distribution(words, params, new_row)
         self._hints[new_row.row] = (
             params.is_random,
-            params.top_k > 0 or params.top_p < 1,
+            params.top_k > 0 or params.top_p < 1 or params.top_p_decay < 1,
             params.top_k,
             params.min_p > 0,
             params.typical_p < 1,
+            params.top_p_decay < 1,
             bool(stop_ids) and params.min_new_tokens > new_row.num_generated_tokens,
             params.changes_logits,
+            _flags(params),
+            params.no_repeat_ngram_size,
+            len(params.logit_bias),
+            len(params.bad_word_ids),
+            max(map(len, params.bad_word_ids), default=0),
             num_reported,
+            -1 if params.prompt_logprobs is None else params.prompt_logprobs,
+            params.changes_logits or params.needs_history or num_reported >= 0,
         )
 
 

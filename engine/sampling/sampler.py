@@ -1,15 +1,35 @@
 """Sampling and stopping for the whole batch at once, on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine.sampling.inverse_cdf import draw_tokens, exp_in_blocks
+from engine.sampling.advance import advance
+from engine.sampling.distribution import temper, weigh
+from engine.sampling.hooks import CustomRows
+from engine.sampling.inverse_cdf import draw_tokens
 from engine.sampling.philox import Philox, Purpose, uniform
-from engine.sampling.rows import Column, Hints, RowBatch, RowState, select, to_index
-from engine.sampling.truncation import thresholds
+from engine.sampling.processing import Processing
+from engine.sampling.rows import Column, Flag, Hints, RowBatch, RowState, select, to_index
+from engine.sampling.step_report import StepReport
+from engine.sampling.tables import RowTables
+from kvcache.storage import to_device
 from scheduler.step import Finish, NewRow
+
+
+class Sampled(NamedTuple):
+    """token_ids: int64 [n]. finishes: int32 [n], `Finish` codes.
+
+    report: int32 [n, REPORT_WIDTH], see engine.sampling.report; None when no row reports. errors: what custom
+    processors and criteria of a row raised, by its index in the step.
+    """
+
+    token_ids: Tensor
+    finishes: Tensor
+    report: Tensor | None
+    errors: Mapping[int, str]
 
 
 class Sampler:
@@ -27,48 +47,82 @@ class Sampler:
         max_model_len: int,
         eos_token_ids: tuple[int, ...],
         device: torch.device,
+        custom: CustomRows | None = None,
+        state: RowState | None = None,
     ) -> None:
+        """state: the rows, made as here, where `custom` had to know them first."""
         self._vocab_size = vocab_size
-        self._rows = RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
+        self._rows = state or RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
         self._philox = Philox(device)
+        self._custom = custom
+
+    @property
+    def tables(self) -> RowTables:
+        return self._rows.tables
+
+    def hints(self, host_rows: Sequence[int]) -> Hints:
+        """What these rows ask for."""
+        return self._rows.hints(host_rows)
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:
         """Replace the state of these rows. Their `sampling` is a SamplingParams, with a seed if random."""
         if new_rows:
             self._rows.write(new_rows)
+            if self._custom is not None:
+                self._custom.set_rows(new_rows)
 
-    def sample(self, logits: Tensor, rows: Tensor, host_rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def sample(self, logits: Tensor, rows: Tensor, host_rows: Sequence[int]) -> Sampled:
         """One token for each row, which counts as generated. Never waits for the device.
 
-        logits: [n, vocab_size] float32; overwritten where min_new_tokens bans stop ids.
+        logits: [n, vocab_size] float32; overwritten in rows that process them.
         rows: [n] int64, all different. host_rows: the same, on the host.
-        Returns token ids [n] int64 and `Finish` codes [n] int32. A row with NaN or +inf in it, or with
-        nothing above -inf, gets Finish.ERROR and some token id in range; other rows are as without it.
+        A row whose processed logits have NaN or +inf in them, or nothing above -inf, gets Finish.ERROR and
+        some token id in range; other rows are as without it. Rows of a beam search make no token: they report
+        candidates, and get no Finish but ERROR.
         """
         assert logits.dtype == torch.float32
         assert logits.shape == (len(host_rows), self._vocab_size)
         batch = self._rows.gather(rows)
-        hints = self._rows.hints(host_rows)
-        if hints["bans"].any():
-            _ban_stop_ids(logits, batch)
+        hints = self.hints(host_rows)
+        report = StepReport(logits, hints)
+        errors = self._process(logits, rows, host_rows, batch, hints)
         largest, token_ids = logits.max(dim=-1)
         if hints["random"].any():
             index = to_index(hints["random"], logits.device)
             random = batch.select(index)
-            tempered = _temper(select(logits, index), select(largest, index), random)
+            tempered = temper(select(logits, index), select(largest, index), random)
             drawn = self._draw(tempered, random, hints[hints["random"]])
             token_ids = drawn if index is None else token_ids.index_copy(0, index, drawn)
-        self._rows.count_token(rows)
-        return token_ids, _finishes(token_ids, largest, batch)
+        advance(self._rows, rows, token_ids, batch, hints)
+        finishes = _finishes(token_ids, largest, batch)
+        if self._custom is not None:
+            errors |= self._custom.check(token_ids, finishes, rows, host_rows)
+        if errors:
+            failed = to_device(torch.tensor(list(errors)), finishes.device)
+            finishes.index_fill_(0, failed, Finish.ERROR)
+        return Sampled(token_ids, finishes, report.finish(logits, token_ids), errors)
+
+    def distribution(self, logits: Tensor, rows: Tensor, host_rows: Sequence[int]) -> Tensor:
+        """What `sample` would draw from, if it were called now: probabilities, float64 [n, vocab_size].
+
+        Arguments as there, of rows that are all random; logits are processed. The tests' view of a step.
+        """
+        batch, hints = self._rows.gather(rows), self.hints(host_rows)
+        assert hints["random"].all()
+        self._process(logits, rows, host_rows, batch, hints)
+        blocks, masses = weigh(temper(logits, logits.amax(-1), batch), batch, hints)
+        return blocks.flatten(1)[:, : self._vocab_size].double() / masses.sum(-1, keepdim=True)
+
+    def _process(
+        self, logits: Tensor, rows: Tensor, host_rows: Sequence[int], batch: RowBatch, hints: Hints
+    ) -> dict[int, str]:
+        """Errors of custom processors, by index."""
+        Processing(logits, self._rows.tables, batch, hints, rows).run()
+        return {} if self._custom is None else dict(self._custom.process(logits, rows, host_rows))
 
     def _draw(self, logits: Tensor, batch: RowBatch, hints: Hints) -> Tensor:
         """Token ids [n] of rows that are all random. logits: tempered, [n, vocab_size]."""
-        blocks, weights = exp_in_blocks(logits)
-        masses = blocks.sum(-1).double()
-        if (hints["truncates"] | hints["min_p"]).any():
-            floors = _floors(logits, masses, batch, hints)
-            weights.masked_fill_(logits < floors.unsqueeze(1), 0)
-            masses = blocks.sum(-1).double()
+        blocks, masses = weigh(logits, batch, hints)
         return draw_tokens(blocks, masses, self._uniform(batch)).clamp_(max=self._vocab_size - 1)  # of NaN
 
     def _uniform(self, batch: RowBatch) -> Tensor:
@@ -81,40 +135,10 @@ class Sampler:
         return uniform(self._philox(counter, key))
 
 
-def _temper(logits: Tensor, largest: Tensor, batch: RowBatch) -> Tensor:
-    """Logits over the temperature, shifted so that the largest of a row is 0."""
-    return (logits - largest.unsqueeze(1)).div_(batch.floats(Column.TEMPERATURE).unsqueeze(1))
-
-
-def _floors(logits: Tensor, masses: Tensor, batch: RowBatch, hints: Hints) -> Tensor:
-    """The smallest logit that each row keeps, [n]. Min-p is a ratio to the most likely token, of logit 0."""
-    floors = batch.floats(Column.MIN_P).log()
-    if not hints["truncates"].any():
-        return floors
-    index = to_index(hints["truncates"], logits.device)
-    rows, hints = batch.select(index), hints[hints["truncates"]]
-    bounds = thresholds(
-        select(logits, index),
-        select(masses, index).sum(-1),
-        rows.integers(Column.TOP_K),
-        rows.floats(Column.TOP_P),
-        largest_k=int(hints["top_k"].max()) if hints["top_k"].all() else None,
-    )
-    bounds = torch.maximum(bounds, select(floors, index))
-    return bounds if index is None else floors.index_copy(0, index, bounds)
-
-
-def _ban_stop_ids(logits: Tensor, batch: RowBatch) -> None:
-    """Set the logits of stop ids to -inf, in place, in rows that have not generated min_new_tokens yet."""
-    too_early = batch.integers(Column.NUM_GENERATED) < batch.integers(Column.MIN_NEW_TOKENS)
-    banned = too_early.unsqueeze(1) & (batch.stop_ids >= 0)
-    index = batch.stop_ids.long().clamp(min=0)
-    logits.scatter_(1, index, logits.gather(1, index).masked_fill_(banned, -torch.inf))
-
-
 def _finishes(token_ids: Tensor, largest: Tensor, batch: RowBatch) -> Tensor:
     """`Finish` codes, [n] int32, of rows that just made `token_ids`. ERROR beats STOP, which beats LENGTH."""
     is_last = batch.integers(Column.NUM_GENERATED) + 1 >= batch.integers(Column.MAX_NEW_TOKENS)
     finishes = is_last * torch.full_like(batch.integers(Column.TOP_K), Finish.LENGTH)
     finishes.masked_fill_((batch.stop_ids == token_ids.unsqueeze(1)).any(1), Finish.STOP)
+    finishes.masked_fill_(batch.integers(Column.FLAGS) & Flag.BEAM > 0, Finish.NONE)
     return finishes.masked_fill_(~largest.isfinite(), Finish.ERROR)

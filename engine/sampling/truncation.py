@@ -3,6 +3,8 @@
 Tokens that tie with the last survivor survive too: the result does not depend on how a sort breaks ties.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,17 +24,32 @@ def thresholds(logits: Tensor, totals: Tensor, top_k: Tensor, top_p: Tensor, lar
     vocab_size = logits.shape[1]
     if largest_k is not None:
         return _of_largest(logits, totals, top_k, top_p, min(largest_k, vocab_size))[0]
-    if logits.device.type != "cpu":  # asking whether some would do means waiting for the device
-        return _of_largest(logits, totals, top_k, top_p, vocab_size)[0]
+
+    def look(index: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+        if index is None:
+            return _of_largest(logits, totals, top_k, top_p, width)
+        return _of_largest(logits[index], totals[index], top_k[index], top_p[index], width)
+
+    return search_widening(look, vocab_size, logits.device)
+
+
+def search_widening(
+    look: Callable[[Tensor | None, int], tuple[Tensor, Tensor]], vocab_size: int, device: torch.device
+) -> Tensor:
+    """What `look` finds, [n].
+
+    look: of the rows in an index, or of all n, and among so many of the tokens that come first: what it
+    found, and whether these tokens were enough, bool [n]. They are when they are all.
+    """
+    if device.type != "cpu":  # asking whether some would do means waiting for the device
+        return look(None, vocab_size)[0]
     width = min(NUCLEUS_WIDTH, vocab_size)
-    threshold, found = _of_largest(logits, totals, top_k, top_p, width)
+    results, found = look(None, width)
     while width < vocab_size and not found.all():
         width = min(width * NUCLEUS_GROWTH, vocab_size)
         rest = (~found).nonzero().squeeze(1)
-        threshold[rest], found[rest] = _of_largest(
-            logits[rest], totals[rest], top_k[rest], top_p[rest], width
-        )
-    return threshold
+        results[rest], found[rest] = look(rest, width)
+    return results
 
 
 def _of_largest(

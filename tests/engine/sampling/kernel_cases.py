@@ -44,9 +44,8 @@ class Pair:
 
     def expect(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         index = torch.tensor(list(rows), device=DEVICE)
-        return torch.stack(
-            [column.int() for column in self.expected.sample(logits.float().clone(), index, rows)]
-        )
+        sampled = self.expected.sample(logits.float().clone(), index, rows)
+        return torch.stack((sampled.token_ids.int(), sampled.finishes))
 
     def step(self, logits: Tensor, rows: Sequence[int], num_padding: int = 0) -> Step:
         """logits: [len(rows), vocab_size]. Checks what is true of any step, but not that the tokens agree."""

@@ -37,7 +37,7 @@ def run(sampler: Sampler, row: int, source: int, positions: range) -> list[tuple
     """One row by itself, on the logits of the row `source` of the mixed batch."""
     results = []
     for position in positions:
-        token_ids, finishes = sampler.sample(
+        token_ids, finishes, *_ = sampler.sample(
             logits_of(source, position).unsqueeze(0), torch.tensor([row]), [row]
         )
         results.append((int(token_ids), int(finishes)))
@@ -52,7 +52,7 @@ def together() -> list[list[tuple[int, int]]]:
     steps = []
     for position in range(8):
         logits = torch.stack([logits_of(row, position) for row in range(len(MIXED))])
-        token_ids, finishes = sampler.sample(logits, torch.arange(len(MIXED)), range(len(MIXED)))
+        token_ids, finishes, *_ = sampler.sample(logits, torch.arange(len(MIXED)), range(len(MIXED)))
         steps.append(list(zip(token_ids.tolist(), finishes.tolist(), strict=True)))
     return [list(row) for row in zip(*steps, strict=True)]
 
@@ -88,7 +88,7 @@ def test_the_order_of_rows_in_a_step_is_free(
     sampler = Sampler(len(MIXED), 5000, 64, (EOS,), CPU)
     sampler.set_rows([make_row(row, params, output_index=row % 2) for row, params in enumerate(MIXED)])
     order = [5, 0, 7, 3, 1]
-    token_ids, _ = sampler.sample(
+    token_ids, *_ = sampler.sample(
         torch.stack([logits_of(row, 0) for row in order]), torch.tensor(order), order
     )
     assert token_ids.tolist() == [together[row][0][0] for row in order]
@@ -98,7 +98,7 @@ def test_outputs_of_one_request_and_different_seeds_differ(make_row: MakeRow) ->
     sampler = Sampler(3, 5000, 64, (), CPU)
     params, other = SamplingParams(temperature=9.0, seed=1), SamplingParams(temperature=9.0, seed=1 + 2**32)
     sampler.set_rows([make_row(0, params), make_row(1, params, output_index=1), make_row(2, other)])
-    token_ids, _ = sampler.sample(torch.zeros(3, 5000), torch.arange(3), range(3))
+    token_ids, *_ = sampler.sample(torch.zeros(3, 5000), torch.arange(3), range(3))
     assert len(set(token_ids.tolist())) == 3
 
 
@@ -114,7 +114,7 @@ def test_greedy_takes_the_largest_whatever_restricts_it(make_sampler: MakeSample
     ]
     logits = torch.stack([logits_of(row, 0) for row in range(len(params))])
     sampler = make_sampler(params, 5000)
-    token_ids, _ = sampler.sample(logits.clone(), torch.arange(len(params)), range(len(params)))
+    token_ids, *_ = sampler.sample(logits.clone(), torch.arange(len(params)), range(len(params)))
     assert torch.equal(token_ids, logits.argmax(-1))
 
 
@@ -122,7 +122,7 @@ def choose(sampler: Sampler, token_id: int, row: int = 0) -> Finish:
     """Force a token by its logit; the verdict."""
     logits = torch.zeros(1, 100)
     logits[0, token_id] = 50.0
-    token_ids, finishes = sampler.sample(logits, torch.tensor([row]), [row])
+    token_ids, finishes, *_ = sampler.sample(logits, torch.tensor([row]), [row])
     assert token_ids.tolist() == [token_id]
     return Finish(int(finishes))
 
@@ -173,8 +173,8 @@ def test_a_bad_row_ends_alone(params: SamplingParams, bad: str, make_sampler: Ma
     if bad == "one nan":
         broken[1, 4000] = math.nan
     rows = torch.arange(3)
-    expected, _ = make_sampler([params] * 3, 5000).sample(good, rows, range(3))
-    token_ids, finishes = make_sampler([params] * 3, 5000).sample(broken, rows, range(3))
+    expected, *_ = make_sampler([params] * 3, 5000).sample(good, rows, range(3))
+    token_ids, finishes, *_ = make_sampler([params] * 3, 5000).sample(broken, rows, range(3))
     assert finishes.tolist() == [Finish.NONE, Finish.ERROR, Finish.NONE]
     assert token_ids[[0, 2]].equal(expected[[0, 2]])
     assert 0 <= int(token_ids[1]) < 5000
@@ -183,7 +183,7 @@ def test_a_bad_row_ends_alone(params: SamplingParams, bad: str, make_sampler: Ma
 def test_one_plus_infinity_is_an_error_too(make_sampler: MakeSampler) -> None:
     logits = torch.zeros(1, 100)
     logits[0, 3] = math.inf
-    _, finishes = make_sampler([SamplingParams()], 100).sample(logits, torch.tensor([0]), [0])
+    _, finishes, *_ = make_sampler([SamplingParams()], 100).sample(logits, torch.tensor([0]), [0])
     assert finishes.tolist() == [Finish.ERROR]
 
 
@@ -194,7 +194,7 @@ def test_a_random_row_without_a_seed_is_our_bug(make_sampler: MakeSampler) -> No
 
 def test_dtypes_and_an_empty_step(make_sampler: MakeSampler) -> None:
     sampler = make_sampler([SamplingParams()], 10)
-    token_ids, finishes = sampler.sample(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64), [])
+    token_ids, finishes, *_ = sampler.sample(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64), [])
     assert token_ids.dtype == torch.int64
     assert finishes.dtype == torch.int32
     assert len(token_ids) == len(finishes) == 0
@@ -226,7 +226,7 @@ def test_a_step_on_a_gpu_never_waits_and_draws_what_the_cpu_draws(make_row: Make
         there, rows_there = logits.to(device), rows.to(device)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            token_ids, _ = sampler.sample(there, rows_there, range(len(MIXED)))
+            token_ids, *_ = sampler.sample(there, rows_there, range(len(MIXED)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         results.append(token_ids.tolist())

@@ -108,7 +108,7 @@ def test_only_tokens_that_transformers_keeps_are_drawn(
     sampler = make_sampler([params] * num_rows, vocab_size)
     drawn: set[int] = set()
     for _ in range(20):
-        token_ids, _ = sampler.sample(logits.repeat(num_rows, 1), torch.arange(num_rows), range(num_rows))
+        token_ids, *_ = sampler.sample(logits.repeat(num_rows, 1), torch.arange(num_rows), range(num_rows))
         drawn.update(token_ids.tolist())
     assert drawn <= expected
     assert len(drawn) > len(expected) / 2
