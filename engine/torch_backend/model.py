@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,6 +15,13 @@ from engine.model.weights import ModelWeights
 from engine.torch_backend.ops import TorchOps
 from kvcache.config import LayerGroup
 from kvcache.storage import KVCacheStorage
+
+
+class LastLayer(NamedTuple):
+    """What the last attention leaves of N tokens: attended values [N, q_size], residual stream [N, hidden]."""
+
+    attended: torch.Tensor
+    residual: torch.Tensor
 
 
 class TorchModel:
@@ -35,36 +43,35 @@ class TorchModel:
         self._frequencies = frequencies.to(weights.embedding.device)
 
     def __call__(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        plans: Sequence[AttentionPlan],
-        sample_index: torch.Tensor,
-    ) -> torch.Tensor:
-        """token_ids, positions: int64 [N]. plans: one a layer group. sample_index: int64 [n], tokens to
-        sample after. Returns logits, float32 [n, vocab]."""
+        self, token_ids: torch.Tensor, positions: torch.Tensor, plans: Sequence[AttentionPlan]
+    ) -> LastLayer:
+        """token_ids, positions: int64 [N]. plans: one a layer group."""
         with _attention_backends(token_ids.device):
-            return self._compute(token_ids, positions, plans, sample_index)
+            return self._compute(token_ids, positions, plans)
+
+    def logits(self, last: LastLayer, index: torch.Tensor) -> torch.Tensor:
+        """After the last attention tokens no longer meet: the rest, for some of them alone.
+
+        index: int64 [n]. Returns float32 [n, vocab].
+        """
+        ops, config, weights = self._ops, self.config, self._weights
+        attended, residual = last.attended[index], last.residual[index]
+        residual = decoder.after_attention(ops, config, weights.layers[-1], attended, residual)
+        return decoder.head(ops, weights, decoder.final_norm(ops, config, weights, residual)).float()
 
     def _compute(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        plans: Sequence[AttentionPlan],
-        sample_index: torch.Tensor,
-    ) -> torch.Tensor:
+        self, token_ids: torch.Tensor, positions: torch.Tensor, plans: Sequence[AttentionPlan]
+    ) -> LastLayer:
         ops, config, weights = self._ops, self.config, self._weights
         by = rotation(positions, self._frequencies)
         residual = decoder.embed(ops, weights, token_ids)
-        last = config.num_layers - 1
+        attended = residual
         for i, layer in enumerate(weights.layers):
+            if i > 0:
+                residual = decoder.after_attention(ops, config, weights.layers[i - 1], attended, residual)
             qkv = decoder.before_attention(ops, config, layer, residual)
             attended = self._attend(i, plans[self._group_of[i]], qkv, by)
-            if i == last:  # from here on tokens no longer meet, and the others are of no use
-                attended, residual = attended[sample_index], residual[sample_index]
-            residual = decoder.after_attention(ops, config, layer, attended, residual)
-        hidden = decoder.final_norm(ops, config, weights, residual)
-        return decoder.head(ops, weights, hidden).float()
+        return LastLayer(attended, residual)
 
     def _attend(self, layer: int, plan: AttentionPlan, qkv: torch.Tensor, by: Rotation) -> torch.Tensor:
         """Rotate queries and keys, write keys and values, attend. [N, qkv_size] -> [N, q_size]."""

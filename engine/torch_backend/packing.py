@@ -1,6 +1,6 @@
 """Turns a step into one flat list of tokens, ordered as attention likes them. Host side, numpy only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,14 @@ class PackedStep:
     token_ids: [N], 0 for a decode row's, which the device knows.
     sample_index: [n], the packed token after which each entry of StepOutput samples, decode rows first.
     num_decodes: how many of these are decode rows.
+    scored: by the index of its chunk, the packed tokens after which each of Chunk.next_token_ids comes.
     """
 
     layout: StepLayout
     token_ids: IntArray
     sample_index: IntArray
     num_decodes: int
+    scored: Mapping[int, IntArray]
 
     @property
     def sample_rows(self) -> IntArray:
@@ -50,14 +52,19 @@ def pack(step: StepInput, num_computed: IntArray, max_lone_chunk: int) -> Packed
     )
     place = np.empty_like(order)
     place[order] = np.arange(len(order))  # of an unsorted lone token among the sorted
-    lone_ends = {chunk.row: place[end - 1] for chunk, end in _ends(short, len(decode_rows))}
-    ends = lone_ends | {chunk.row: end - 1 for chunk, end in _ends(long, len(order))}
-    sampling = [ends[chunk.row] for chunk in step.chunks if chunk.samples]
+    packed = {chunk.row: place[_span(chunk, end)] for chunk, end in _ends(short, len(decode_rows))}
+    packed |= {chunk.row: _span(chunk, end) for chunk, end in _ends(long, len(order))}
+    sampling = [packed[chunk.row][-1] for chunk in step.chunks if chunk.samples]
     return PackedStep(
         layout,
         _joined(token_ids[order], _token_ids, long),
         np.concatenate((place[: len(decode_rows)], np.array(sampling, dtype=np.int64))),
         len(decode_rows),
+        {
+            index: packed[chunk.row][: len(chunk.next_token_ids)]
+            for index, chunk in enumerate(step.chunks)
+            if chunk.next_token_ids
+        },
     )
 
 
@@ -82,6 +89,10 @@ def _ends(chunks: list[Chunk], start: int) -> Iterator[tuple[Chunk, int]]:
     for chunk in chunks:
         start += len(chunk.token_ids)
         yield chunk, start
+
+
+def _span(chunk: Chunk, end: int) -> IntArray:
+    return np.arange(end - len(chunk.token_ids), end, dtype=np.int64)
 
 
 def _spans(chunks: list[Chunk], start: int) -> Iterator[ChunkSpan]:

@@ -1,25 +1,33 @@
 """Runs steps: batch state, forward pass, sampling. Implements scheduler.step.Runner."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from engine.sampling.logprobs import score
 
+from engine.attention.layout import IntArray
 from engine.attention.lone import can_sample
 from engine.attention.plan import AttentionShape, Planner
 from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
 from engine.nvidia import lost_device
-from engine.sampling.sampler import Sampler
+from engine.sampling.answer import Answer, read_scores
+from engine.sampling.guides import GuidedRows, GuidedSample, write_masks
+from engine.sampling.sampler import Sampled, Sampler
 from engine.torch_backend.batch_state import BatchState
-from engine.torch_backend.model import TorchModel
+from engine.torch_backend.model import LastLayer, TorchModel
 from engine.torch_backend.packing import PackedStep, pack
 from kvcache.block_table import num_blocks_for
 from kvcache.config import KVCacheConfig
 from kvcache.storage import KVCacheStorage, to_device
 from scheduler.errors import FatalStepError
-from scheduler.step import PendingStep, StepInput, StepOutput
+from scheduler.step import PendingStep, StepInput, StepOutput, TokenLogprobs
 
 # Chunks up to this long attend token by token, where that reads the pool in place: measured on a CPU.
 _MAX_LONE_CHUNK = 16
+_SCORED_SLICE = 64  # tokens of a prompt whose logits are in memory at once
 
 
 class TorchRunner:
@@ -51,6 +59,8 @@ class TorchRunner:
             config.num_heads, config.num_kv_heads, config.head_dim, cache.num_blocks, cache.block_size
         )
         self._planners = [Planner(shape, group.window, self._device, dtype) for group in cache.groups]
+        self._guided = GuidedRows(config.vocab_size)
+        self._last: _Pending | None = None
         self._max_lone_chunk = _MAX_LONE_CHUNK if can_sample(self._device, dtype) else 1
 
     @property
@@ -64,17 +74,17 @@ class TorchRunner:
         try:
             self._state.update(step)
             self._sampler.set_rows(step.new_rows)
+            self._guided.set_rows(step.new_rows)
             self._storage.copy_blocks(step.block_copies)
             packed = pack(step, self._state.num_computed, self._max_lone_chunk)
             assert len(packed.token_ids) == step.num_tokens
-            sampled = self._compute(packed)
+            self._last = self._compute(step, packed)
         except torch.AcceleratorError as error:
             raise FatalStepError(lost_device(error)) from error
         self._advance(step)
-        return _Pending(step.step_id, sampled)
+        return self._last
 
-    def _compute(self, packed: PackedStep) -> torch.Tensor:
-        """Token ids and finish codes of the rows that sample, int64 [2, n]."""
+    def _compute(self, step: StepInput, packed: PackedStep) -> "_Pending":
         layout, state = packed.layout, self._state
         token_ids, rows, positions, sample_index, sample_rows = self._to_device(packed)
         decodes, decode_rows = sample_index[: packed.num_decodes], sample_rows[: packed.num_decodes]
@@ -83,10 +93,37 @@ class TorchRunner:
             planner.plan(layout, rows, positions, table)
             for planner, table in zip(self._planners, state.block_tables, strict=True)
         ]
-        logits = self._model(token_ids, positions, plans, sample_index)
-        sampled, finishes = self._sampler.sample(logits, sample_rows, packed.sample_rows.tolist())
-        state.last_token.index_copy_(0, sample_rows, sampled)
-        return torch.stack((sampled, finishes.long()))
+        last = self._model(token_ids, positions, plans)
+        logits = self._model.logits(last, sample_index)
+        host_rows = packed.sample_rows.tolist()
+        guided = self._guided.start(host_rows)
+        if guided:
+            self._mask(guided)
+        sampled = self._sampler.sample(logits, sample_rows, host_rows)
+        state.last_token.index_copy_(0, sample_rows, sampled.token_ids)
+        num_reported = self._sampler.hints(host_rows)["num_reported"].tolist()
+        scores = {index: self._score(step, index, last, part) for index, part in packed.scored.items()}
+        return _Pending(
+            step.step_id, sampled, num_reported, scores, lambda out: self._guided.take(guided, out)
+        )
+
+    def _mask(self, guided: list[GuidedSample]) -> None:
+        """Grammars follow the last step's tokens, which on CUDA means to wait for them."""
+        if self._last is not None:
+            self._last.result()
+        write_masks(self._sampler.tables.masks, guided, self._guided.fill(guided))
+
+    def _score(self, step: StepInput, index: int, last: LastLayer, tokens: IntArray) -> "_Scores":
+        """Log-probabilities of a chunk's next tokens, a slice at a time: logits are large."""
+        chunk = step.chunks[index]
+        num_reported = int(self._sampler.hints([chunk.row])["num_scored"][0])
+        parts = []
+        for start in range(0, len(tokens), _SCORED_SLICE):
+            part = slice(start, start + _SCORED_SLICE)
+            logits = self._model.logits(last, to_device(torch.from_numpy(tokens[part]), self._device))
+            targets = torch.tensor(chunk.next_token_ids[part])
+            parts.append(score(logits, to_device(targets, self._device), num_reported))
+        return _Scores(num_reported, [_Copy(part) for part in parts])
 
     def _to_device(self, packed: PackedStep) -> tuple[torch.Tensor, ...]:
         """token_ids, rows, positions [N], sample_index, sample_rows [n], by one copy."""
@@ -102,26 +139,66 @@ class TorchRunner:
             num_computed[chunk.row] = chunk.start + len(chunk.token_ids)
 
 
+class _Copy:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._event: torch.Event | None = None
+        self._tensor = tensor
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._event = torch.Event(tensor.device)
+            self._event.record()
+
+    def wait(self) -> torch.Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Of one chunk. parts: int32 [m, REPORT_WIDTH] each."""
+
+    num_reported: int
+    parts: list[_Copy]
+
+    def read(self) -> list[TokenLogprobs]:
+        return read_scores((part.wait() for part in self.parts), self.num_reported)
+
+
 class _Pending:
     """A launched step: scheduler.step.PendingStep."""
 
-    def __init__(self, step_id: int, sampled: torch.Tensor) -> None:
-        """sampled: token ids and finish codes, int64 [2, n], on the device."""
+    def __init__(
+        self,
+        step_id: int,
+        sampled: Sampled,
+        num_reported: list[int],
+        scores: Mapping[int, _Scores],
+        take: Callable[[StepOutput], StepOutput],
+    ) -> None:
+        """take: is told what was sampled, once; its answer is the step's."""
         self._step_id = step_id
-        self._event: torch.Event | None = None
-        self._sampled = sampled
-        if sampled.is_cuda:
-            self._sampled = torch.empty(sampled.shape, dtype=sampled.dtype, pin_memory=True)
-            self._sampled.copy_(sampled, non_blocking=True)
-            self._event = torch.Event(sampled.device)
-            self._event.record()
+        self._sampled = _Copy(torch.stack((sampled.token_ids, sampled.finishes.long())))
+        self._report = None if sampled.report is None else _Copy(sampled.report)
+        self._errors = sampled.errors
+        self._num_reported = num_reported
+        self._scores = scores
+        self._take = take
+        self._output: StepOutput | None = None
 
     def result(self) -> StepOutput:
         """See scheduler.step.PendingStep."""
-        if self._event is not None:
+        if self._output is None:
             try:
-                self._event.synchronize()
+                self._output = self._take(self._read())
             except torch.AcceleratorError as error:
                 raise FatalStepError(lost_device(error)) from error
-        token_ids, finishes = self._sampled.tolist()
-        return StepOutput(self._step_id, token_ids, finishes)
+        return self._output
+
+    def _read(self) -> StepOutput:
+        report = None if self._report is None else self._report.wait()
+        answer = Answer(self._sampled.wait(), report, self._num_reported, self._errors)
+        return answer.to_output(self._step_id, {index: each.read() for index, each in self._scores.items()})

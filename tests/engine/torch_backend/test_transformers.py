@@ -79,7 +79,7 @@ def _logits_in_chunks(path: Path, prompts: list[list[int]], gather: bool) -> lis
             ]
             # Short chunks are mixed with others by position: put each row's tokens back in order.
             order = torch.from_numpy(np.lexsort((packed.layout.positions, packed.layout.rows)))
-            step_logits = model(token_ids, positions, plans, order)
+            step_logits = model.logits(model(token_ids, positions, plans), order)
             parts = torch.split_with_sizes(step_logits, [len(chunk.token_ids) for chunk in step.chunks])
             for chunk, part in zip(step.chunks, parts, strict=True):
                 logits[chunk.row].append(part)
