@@ -51,7 +51,7 @@ class StopAutomaton:
 
 
 class Fed(NamedTuple):
-    """emit: text now known to be output. matched: the stop string that ended with this piece."""
+    """emit: text now known to be output. matched: the stop string, or expression, that ended here."""
 
     emit: str
     matched: str | None

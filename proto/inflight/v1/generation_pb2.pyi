@@ -19,8 +19,8 @@ Conventions
       INTERNAL            a step of the engine failed; other requests go on
   - A request lives as long as its call: cancelling it, disconnecting or passing the deadline aborts it.
   - Field numbers are grouped. The numbers that a group skips are for what belongs to that group later.
-  - "Elsewhere" tells what a field is called in transformers (GenerationConfig), in vLLM and in TensorRT-LLM
-    (their SamplingParams), in this order; "-" where it has none, and one name where all agree.
+  - "Elsewhere" tells what a field is called in transformers (GenerationConfig), in vLLM and in
+    TensorRT-LLM (their SamplingParams), in this order; "-" where it has none, and one name where all agree.
 """
 
 from collections import abc as _abc
@@ -78,7 +78,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """An end-of-sequence token, a stop token, a stop string or expression, or a criterion: Finish.matched says
-    which. Or guided output is complete.
+    which. Guided output that is complete ends with an end-of-sequence token.
     """
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_new_tokens, or the longest sequence that the model and the KV cache take."""
@@ -94,7 +94,7 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """An end-of-sequence token, a stop token, a stop string or expression, or a criterion: Finish.matched says
-which. Or guided output is complete.
+which. Guided output that is complete ends with an end-of-sequence token.
 """
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_new_tokens, or the longest sequence that the model and the KV cache take."""
@@ -697,12 +697,13 @@ class Stopping(_message.Message):
     @_builtins.property
     def stop_regex(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The output ends where a match of one of these regular expressions first ends in its text, however tokens
-        cut it; of the matches that end there, the longest counts. So `a+` ends with the first a. What may still
-        become a match is not sent before it is known not to be one. A match of more than 1024 characters is not
-        found. Python's notation; `^` is the beginning of the output. Without what takes more than the text up to
-        a place to decide, or more than linear time: no look-around, word boundaries, `$`, back-references,
-        possessive or atomic groups. None may match the empty text. At most 16, of 1 to 256 characters.
-        Default: none. Elsewhere: none has it (SGLang: stop_regex).
+        cut it; of the matches that end there, the longest counts. So `a+` ends with the first a. The match is not
+        part of the output unless include_stop: what may still become one is not sent before it is known not to
+        be one, but for what is more than 1024 characters back. Python's notation; `^` is the beginning of the
+        output. Without what takes more than the text up to a place to decide, or more than linear time: no
+        look-around, word boundaries, `$`, back-references, possessive or atomic groups. None may match the empty
+        text. At most 16, of 1 to 256 characters, together of 512 states (a character to match is one; repeats
+        count as often as written out). Default: none. Elsewhere: none has it (SGLang: stop_regex).
         """
 
     @_builtins.property
@@ -833,8 +834,8 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """Of the prompt's second token and so on: the first has none. Only in messages of output 0 (or of the first
-        one that comes, with best_of), before any token. Empty if not selected.
+        """Of the prompt's second token and so on: the first has none. Only in messages of output 0, before any
+        token; several messages may bring them piece by piece. Empty if not selected.
         """
 
     @_builtins.property
@@ -1370,7 +1371,7 @@ class Limits(_message.Message):
     MAX_NAMED_FIELD_NUMBER: _builtins.int
     MAX_STOP_REGEX_FIELD_NUMBER: _builtins.int
     MAX_STOP_REGEX_CHARS_FIELD_NUMBER: _builtins.int
-    MAX_STOP_REGEX_MATCH_CHARS_FIELD_NUMBER: _builtins.int
+    MAX_STOP_REGEX_HELD_CHARS_FIELD_NUMBER: _builtins.int
     MAX_GUIDED_CHARS_FIELD_NUMBER: _builtins.int
     MAX_CHOICES_FIELD_NUMBER: _builtins.int
     MAX_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
@@ -1420,8 +1421,8 @@ class Limits(_message.Message):
     """Number of Stopping.stop_regex"""
     max_stop_regex_chars: _builtins.int
     """Characters of each of them"""
-    max_stop_regex_match_chars: _builtins.int
-    """Characters of a text that they match: nothing longer is found"""
+    max_stop_regex_held_chars: _builtins.int
+    """Characters that are held back at most, as they may still become a match"""
     max_guided_chars: _builtins.int
     """Characters of Guided.json_schema, Guided.regex, Guided.grammar; of all of Guided.choice together"""
     max_choices: _builtins.int
@@ -1450,14 +1451,14 @@ class Limits(_message.Message):
         max_named: _builtins.int = ...,
         max_stop_regex: _builtins.int = ...,
         max_stop_regex_chars: _builtins.int = ...,
-        max_stop_regex_match_chars: _builtins.int = ...,
+        max_stop_regex_held_chars: _builtins.int = ...,
         max_guided_chars: _builtins.int = ...,
         max_choices: _builtins.int = ...,
         max_ngram_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_bad_word_tokens", b"max_bad_word_tokens", "max_bad_words", b"max_bad_words", "max_beam_width", b"max_beam_width", "max_choices", b"max_choices", "max_guided_chars", b"max_guided_chars", "max_logit_biases", b"max_logit_biases", "max_logprobs", b"max_logprobs", "max_named", b"max_named", "max_ngram_size", b"max_ngram_size", "max_num_queued", b"max_num_queued", "max_num_seqs", b"max_num_seqs", "max_outputs", b"max_outputs", "max_prompt_chars", b"max_prompt_chars", "max_prompt_logprobs", b"max_prompt_logprobs", "max_request_id_chars", b"max_request_id_chars", "max_stop_regex", b"max_stop_regex", "max_stop_regex_chars", b"max_stop_regex_chars", "max_stop_regex_match_chars", b"max_stop_regex_match_chars", "max_stop_string_chars", b"max_stop_string_chars", "max_stop_strings", b"max_stop_strings", "max_stop_token_ids", b"max_stop_token_ids", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_bad_word_tokens", b"max_bad_word_tokens", "max_bad_words", b"max_bad_words", "max_beam_width", b"max_beam_width", "max_choices", b"max_choices", "max_guided_chars", b"max_guided_chars", "max_logit_biases", b"max_logit_biases", "max_logprobs", b"max_logprobs", "max_named", b"max_named", "max_ngram_size", b"max_ngram_size", "max_num_queued", b"max_num_queued", "max_num_seqs", b"max_num_seqs", "max_outputs", b"max_outputs", "max_prompt_chars", b"max_prompt_chars", "max_prompt_logprobs", b"max_prompt_logprobs", "max_request_id_chars", b"max_request_id_chars", "max_stop_regex", b"max_stop_regex", "max_stop_regex_chars", b"max_stop_regex_chars", "max_stop_regex_held_chars", b"max_stop_regex_held_chars", "max_stop_string_chars", b"max_stop_string_chars", "max_stop_strings", b"max_stop_strings", "max_stop_token_ids", b"max_stop_token_ids", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

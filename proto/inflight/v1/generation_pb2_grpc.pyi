@@ -19,8 +19,8 @@ Conventions
       INTERNAL            a step of the engine failed; other requests go on
   - A request lives as long as its call: cancelling it, disconnecting or passing the deadline aborts it.
   - Field numbers are grouped. The numbers that a group skips are for what belongs to that group later.
-  - "Elsewhere" tells what a field is called in transformers (GenerationConfig), in vLLM and in TensorRT-LLM
-    (their SamplingParams), in this order; "-" where it has none, and one name where all agree.
+  - "Elsewhere" tells what a field is called in transformers (GenerationConfig), in vLLM and in
+    TensorRT-LLM (their SamplingParams), in this order; "-" where it has none, and one name where all agree.
 """
 
 from collections import abc as _abc
