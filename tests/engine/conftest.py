@@ -1,6 +1,5 @@
 """Tiny random models of every architecture, saved by transformers, and a way to run them to the end."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +19,10 @@ from kvcache.config import KVCacheConfig, group_layers
 from kvcache.manager import KVCacheManager
 from kvcache.storage import bytes_per_block
 from scheduler.config import SchedulerConfig
-from scheduler.request import Request, SequenceSummary
+from scheduler.request import Request, SequenceOutput, SequenceSummary
 from scheduler.scheduler import Scheduler
 from scheduler.stats import SchedulerStats
-from scheduler.step import PendingStep
+from scheduler.step import PendingStep, TokenLogprobs
 
 NUM_NEW_TOKENS = 64
 _SIZES = {
@@ -79,6 +78,12 @@ class TinyModel:
         token_ids: list[int] = out[0, len(prompt) :].tolist()
         return token_ids
 
+    @torch.inference_mode()
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        """After each token, float32 [len(token_ids), vocab_size]."""
+        logits: torch.Tensor = self.reference(torch.tensor([token_ids])).logits[0]
+        return logits.float()
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
@@ -118,10 +123,12 @@ def options(path: Path, num_bytes: int | None, block_size: int, changes: dict[st
 
 @dataclass
 class Served:
-    """What came of the requests: token ids and summaries by (request id, output index)."""
+    """What came of the requests, by (request id, output index)."""
 
     token_ids: dict[tuple[str, int], list[int]]
     summaries: dict[tuple[str, int], SequenceSummary]
+    logprobs: dict[tuple[str, int], list[TokenLogprobs]]
+    prompt_logprobs: dict[tuple[str, int], list[TokenLogprobs]]
     stats: SchedulerStats
 
     @property
@@ -150,22 +157,49 @@ class Server:
         steps_in_flight: int = 1,
     ) -> Served:
         """Run the prompts, as requests "0", "1", ..., until all have ended."""
-        for i, prompt in enumerate(prompts):
-            self.scheduler.add(Request(str(i), prompt, num_new_tokens, sampling, num_outputs))
-        token_ids: dict[tuple[str, int], list[int]] = defaultdict(list)
-        summaries: dict[tuple[str, int], SequenceSummary] = {}
+        return self.serve_each(
+            [(prompt, sampling) for prompt in prompts],
+            num_outputs=num_outputs,
+            num_new_tokens=num_new_tokens,
+            steps_in_flight=steps_in_flight,
+        )
+
+    def serve_each(
+        self,
+        requests: Sequence[tuple[list[int], SamplingParams]],
+        *,
+        num_outputs: int = 1,
+        num_new_tokens: int = NUM_NEW_TOKENS,
+        steps_in_flight: int = 1,
+    ) -> Served:
+        """The same where each asks for something of its own."""
+        for i, (prompt, sampling) in enumerate(requests):
+            scores_prompt = sampling.prompt_logprobs is not None
+            self.scheduler.add(
+                Request(str(i), prompt, num_new_tokens, sampling, num_outputs, scores_prompt=scores_prompt)
+            )
+        served = Served({}, {}, {}, {}, self.scheduler.stats())
         pending: list[PendingStep] = []
         while self.scheduler.has_work:
             while len(pending) < steps_in_flight and (step := self.scheduler.schedule(now=0.0)):
                 pending.append(self.engine.runner.launch(step))
             for output in self.scheduler.update(pending.pop(0).result(), now=0.0):
-                key = (output.request_id, output.output_index)
-                token_ids[key] += output.token_ids
-                if output.summary:
-                    summaries[key] = output.summary
+                _take(served, output)
+        while pending:
+            self.scheduler.update(pending.pop(0).result(), now=0.0)
         self.kv.check_invariants()
         assert self.kv.num_free_blocks == self.kv.num_blocks
-        return Served(dict(token_ids), summaries, self.scheduler.stats())
+        served.stats = self.scheduler.stats()
+        return served
+
+
+def _take(served: Served, output: SequenceOutput) -> None:
+    key = (output.request_id, output.output_index)
+    served.token_ids.setdefault(key, []).extend(output.token_ids)
+    served.logprobs.setdefault(key, []).extend(output.logprobs)
+    served.prompt_logprobs.setdefault(key, []).extend(output.prompt_logprobs)
+    if output.summary:
+        served.summaries[key] = output.summary
 
 
 def _block_bytes(path: Path, block_size: int, changes: dict[str, Any]) -> int:
