@@ -11,7 +11,6 @@ from engine.sampling.guided.proof import library_words
 
 # [num_words] or [rows, num_words]: bit i % 32 of word i // 32 is token i; 1 is allowed.
 Mask = NDArray[np.int32]
-_TOKENS_AT_ONCE = 32  # the library holds the GIL while it takes tokens
 
 
 class GuideError(Exception):
@@ -58,9 +57,8 @@ class Guide:
 
     def advance(self, token_ids: Iterable[int]) -> None:
         """The next tokens of the output. Raises GuideError; the guide is of no use then."""
-        tokens = list(token_ids)
-        for begin in range(0, len(tokens), _TOKENS_AT_ONCE):
-            if not self.matcher.consume_tokens(tokens[begin : begin + _TOKENS_AT_ONCE]):
+        for token_id in token_ids:  # one at a time: the library holds the GIL while it takes some
+            if not self.matcher.consume_token(token_id):
                 raise GuideError(library_words(self.matcher))
 
     def fill(self, mask: Mask) -> None:

@@ -46,7 +46,7 @@ def library_words(matcher: LLMatcher, max_chars: int = 400) -> str:
     words = matcher.get_error().partition("<backtrace>")[0].replace("<non-verbose/>", "")
     if words.startswith("NoExtensionBias"):
         return "nothing can match it"
-    lines = [" ".join(line[:60].split()) for line in words.splitlines()]
+    lines = [" ".join(line[:90].split()) for line in words.splitlines()]
     return " ".join(line for line in lines if line.strip("^ "))[:max_chars]
 
 

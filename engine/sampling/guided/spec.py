@@ -15,8 +15,8 @@ GuidedKind = Literal["json_schema", "regex", "grammar", "choice"]
 class GuidedSpec:
     """The output has to match this, from its first character to its last.
 
-    kind: what `text` is: a JSON schema, a regular expression, a context-free grammar (Lark's notation), or
-    nothing, where the output is one of `choices`.
+    kind: what `text` is: a JSON schema, a regular expression, a context-free grammar (in the notation of Lark
+    or of llama.cpp, GBNF), or nothing, where the output is one of `choices`.
 
     Raises InvalidArgumentError, field `guided` or `guided.<kind>`, for what is too long, empty, no Unicode.
     Whether the text can be compiled is `GrammarCompiler`'s to say.

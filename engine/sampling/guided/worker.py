@@ -1,7 +1,7 @@
 """The process that tries grammars first: `prove` in a process that its parent can kill.
 
 It reads a vocabulary, then specs, one at a time, and answers each with the library's grammar or why not. It
-ends with its parent: its main thread only reads, and sees the connection close while a grammar is being built.
+ends with its parent: its main thread only reads, and sees the connection close while a grammar is built.
 """
 
 import os
@@ -44,9 +44,15 @@ def main(descriptor: int) -> None:
 
 
 def _serve(connection: socket.socket, vocabulary: LLTokenizer, specs: "SimpleQueue[dict[str, Any]]") -> None:
-    while True:
-        spec = specs.get()
-        send(connection, _answer(vocabulary, GuidedSpec(spec["kind"], spec["text"], tuple(spec["choices"]))))
+    try:
+        while True:
+            spec = specs.get()
+            send(
+                connection,
+                _answer(vocabulary, GuidedSpec(spec["kind"], spec["text"], tuple(spec["choices"]))),
+            )
+    finally:
+        os._exit(1)  # a fault of ours, or of the library's: better seen at once than after the time limit
 
 
 def _answer(vocabulary: LLTokenizer, spec: GuidedSpec) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class WorkerLostError(Exception):
     """The worker was killed, or died; the message says of what. It takes no more work."""
 
 
+class WorkerTimeoutError(WorkerLostError):
+    """It was killed because its time was up."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
     """What a worker needs to begin with. vocab_size and eos_token_ids: the model's.
@@ -65,10 +69,6 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
     def ask(self, spec: GuidedSpec, timeout_seconds: float) -> dict[str, Any]:
         """The answer of `worker`. Raises WorkerLostError, after the time limit at the latest."""
         return self._exchange({"spec": asdict(spec), "timeout_seconds": timeout_seconds}, timeout_seconds)
@@ -86,7 +86,7 @@ class Worker:
             return receive(self._socket, timeout_seconds)
         except TimeoutError:
             self.kill()
-            raise WorkerLostError(f"takes longer than {timeout_seconds:g} s") from None
+            raise WorkerTimeoutError(f"takes longer than {timeout_seconds:g} s") from None
         except (EOFError, OSError):
             self._process.kill()
             raise WorkerLostError(self._cause_of_death(self._process.wait())) from None

@@ -5,7 +5,7 @@ from typing import Any
 
 from engine.errors import UnavailableError
 from engine.sampling.guided.spec import GuidedSpec
-from engine.sampling.guided.worker_process import Worker, WorkerLostError, WorkerSetup
+from engine.sampling.guided.worker_process import Worker, WorkerLostError, WorkerSetup, WorkerTimeoutError
 
 _CLOSED = "the server is shutting down"
 
@@ -33,16 +33,14 @@ class WorkerPool:
     def ask(self, spec: GuidedSpec, timeout_seconds: float) -> dict[str, Any]:
         """See Worker.ask. Raises WorkerLostError, and UnavailableError after `close`."""
         with self._free:
-            worker = self._take()
-            try:
-                answer = worker.ask(spec, timeout_seconds)
-            except WorkerLostError as error:
-                if self._forget(worker):
-                    raise UnavailableError(_CLOSED) from error
-                raise
-            with self._lock:
-                self._idle.append(worker)
-            return answer
+            if (worker := self._take_idle()) is not None:
+                try:
+                    return self._ask(worker, spec, timeout_seconds)
+                except WorkerTimeoutError:
+                    raise
+                except WorkerLostError:
+                    pass  # perhaps something killed it while it was idle
+            return self._ask(self._start(), spec, timeout_seconds)
 
     def close(self) -> None:
         """Kills them all; who waits for one gets UnavailableError."""
@@ -52,25 +50,28 @@ class WorkerPool:
         for worker in running:
             worker.kill()
 
-    def _take(self) -> Worker:
-        with self._lock:
-            if self._is_closed:
-                raise UnavailableError(_CLOSED)
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.is_alive:
-                    return worker
+    def _ask(self, worker: Worker, spec: GuidedSpec, timeout_seconds: float) -> dict[str, Any]:
+        try:
+            answer = worker.ask(spec, timeout_seconds)
+        except WorkerLostError as error:
+            with self._lock:
                 self._running.discard(worker)
+                if self._is_closed:
+                    raise UnavailableError(_CLOSED) from error
+            raise
+        with self._lock:
+            self._idle.append(worker)
+        return answer
+
+    def _take_idle(self) -> Worker | None:
+        with self._lock:
+            return self._idle.pop() if self._idle and not self._is_closed else None
+
+    def _start(self) -> Worker:
         worker = Worker(self._setup)
         with self._lock:
-            self._running.add(worker)
-            is_closed = self._is_closed
-        if is_closed:
-            worker.kill()
-        return worker
-
-    def _forget(self, worker: Worker) -> bool:
-        """Whether the pool was closed."""
-        with self._lock:
-            self._running.discard(worker)
-            return self._is_closed
+            if not self._is_closed:
+                self._running.add(worker)
+                return worker
+        worker.kill()
+        raise UnavailableError(_CLOSED)
