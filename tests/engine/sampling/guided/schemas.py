@@ -20,7 +20,8 @@ def random_schema(rng: Random) -> Schema:
         "required": ["value", "next"],
         "additionalProperties": False,
     }
-    return _schema(rng, 3) | {"$defs": {"node": node}}
+    root = rng.choice((_object, _object, _array, _schema))
+    return root(rng, 3) | {"$defs": {"node": node}}
 
 
 _NODE: Schema = {"$ref": "#/$defs/node"}

@@ -57,7 +57,7 @@ def test_any_json(compiler: GrammarCompiler, walker: Walker, tokenizer: Tokenize
         r"(yes|no|maybe so)",
         r"([A-Z][a-z]{1,8} ){2,5}end\.",
         r"^a?b*c+$",
-        r"\w{1,9}@\w{1,9}\.(com|org)",
+        r"[A-Za-z_]{1,9}@[a-z]\d{0,3}\.(com|org)",
         r"[^\d\s]{3,9}",
         r"(?i)hello( world)?",
         r"[à-ÿ]{2,4}€|你好+",
