@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from scheduler.beams import BeamParams, BeamSearch, Candidate
 from scheduler.step import TokenLogprobs
 
 
@@ -28,6 +29,8 @@ class Request:
     priority: higher runs sooner (policy "priority" only). arrival_time: seconds, the caller's clock.
     max_seconds: after its arrival, at which every output that has not ended ends with TIME; None is no limit.
     scores_prompt: log-probabilities of the prompt's tokens are asked for, so all of it has to be computed.
+    beam: search instead of sampling. Its outputs are the num_outputs (at most `width`) best hypotheses, best
+    first, each told at once when the search is over.
     """
 
     request_id: str
@@ -39,6 +42,12 @@ class Request:
     arrival_time: float = 0.0
     max_seconds: float | None = None
     scores_prompt: bool = False
+    beam: BeamParams | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """Rows that it takes."""
+        return self.num_outputs if self.beam is None else self.beam.width
 
 
 @dataclass(slots=True)
@@ -56,10 +65,25 @@ class SequenceStatus(Enum):
     FOLLOWING = "following"  # no blocks: to be forked from the leader, which computes the prompt they share
     WAITING = "waiting"  # no row and no blocks
     RUNNING = "running"  # a row and blocks
+    PARKED = "parked"  # no row and no blocks: a beam that needs none until its search goes on
     FINISHED = "finished"  # nothing
 
 
 Rank = tuple[int, int, int]  # smaller runs sooner; no two sequences have the same (see policy.py)
+
+
+@dataclass(slots=True, eq=False)
+class BeamGroup:
+    """The sequences of one beam search, `width` of them. They end together.
+
+    beams: those that hold search.beams, in that order; before the first candidates it is the leader alone.
+    candidates: of the beams whose step has been read. The search goes on when it has those of all.
+    """
+
+    search: BeamSearch
+    sequences: "list[Sequence]"
+    beams: "list[Sequence]"
+    candidates: "dict[Sequence, list[Candidate]]" = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +95,8 @@ class Sequence:
     num_tokens - num_computed_tokens more tokens, where num_tokens includes the pending ones.
 
     Output 0 of a request with several outputs is their leader until its prompt is computed: `followers` are
-    the outputs to be forked from it then.
+    the outputs to be forked from it then. A beam has a `group`; the tokens after its prompt are its beam's,
+    and are no output. Whatever beam it holds, it reports the output of its output_index, if there is one.
 
     on_device: whether a launched step has told the device about its row. max_num_computed_tokens: how many
     tokens it can ever have computed (its last token is never an input). num_slots: tokens that the KV cache
@@ -97,6 +122,7 @@ class Sequence:
     num_slots: int = 0
     num_publishable_tokens: int = 0
     num_scored_tokens: int = 1
+    group: BeamGroup | None = None
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(init=False)
     max_num_computed_tokens: int = field(init=False)
@@ -120,13 +146,18 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
+    def is_output(self) -> bool:
+        """False for the beams of a search beyond its outputs."""
+        return self.output_index < self.request.num_outputs
+
+    @property
     def findable_token_ids(self) -> Seq[int]:
         """Tokens that may be found in the prefix cache: not those that have to be computed to be scored."""
         is_scored = not self.request.scores_prompt or self.num_scored_tokens >= self.num_prompt_tokens
         return self.token_ids if is_scored else ()
 
     def summarize(
-        self, reason: FinishReason, now: float, error: str | None, criterion: int | None
+        self, reason: FinishReason, now: float, last: "LastToken", error: str | None
     ) -> "SequenceSummary":
         return SequenceSummary(
             finish_reason=reason,
@@ -139,7 +170,8 @@ class Sequence:
             first_token_time=self.times.first_token,
             finished_time=now,
             error=error,
-            criterion=criterion,
+            criterion=last.criterion,
+            score=last.score,
         )
 
 
@@ -158,14 +190,18 @@ class SequenceSummary:
     finished_time: float
     error: str | None = None  # what went wrong, with FinishReason.ERROR
     criterion: int | None = None  # which of the request's stopping criteria ended it, with FinishReason.STOP
+    score: float | None = None  # of a beam search's hypothesis: see BeamParams.length_penalty
 
 
 class LastToken(NamedTuple):
-    """What a sequence ends with: the token, its log-probabilities if asked for, and the stopping criterion."""
+    """What a sequence ends with: the token, its log-probabilities if asked for, and the stopping criterion.
+    For an output of a beam search: all its tokens, and its score.
+    """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     criterion: int | None = None
+    score: float | None = None
 
 
 class SequenceOutput(NamedTuple):

@@ -3,8 +3,11 @@
 from heapq import heapify, heappop, heappush
 from itertools import count
 
+from scheduler.beams import BeamSearch
+from scheduler.endings import search_endings
 from scheduler.policy import RankedList, make_rank
 from scheduler.request import (
+    BeamGroup,
     FinishReason,
     LastToken,
     Request,
@@ -63,8 +66,10 @@ class Roster:
                 times=RequestTimes(request.arrival_time),
                 status=SequenceStatus.FOLLOWING,
             )
-            for index in range(request.num_outputs)
+            for index in range(request.num_sequences)
         ]
+        if request.beam is not None:
+            _group(sequences, BeamSearch(request.beam, request.max_new_tokens))
         self.requests[request.request_id] = sequences
         self.num_sequences += len(sequences)
         if request.max_seconds is not None:
@@ -73,7 +78,8 @@ class Roster:
 
     def ask_end(self, request_id: str, output_index: int | None, reason: FinishReason) -> bool:
         """Remember to end an output, or all of them (None). False: there is no such output any more."""
-        found = any(output_index in (None, each.output_index) for each in self.requests.get(request_id, ()))
+        sequences = self.requests.get(request_id, ())
+        found = any(output_index in (None, each.output_index) for each in sequences if each.is_output)
         if found:
             self._asked.append((request_id, output_index, reason))
         return found
@@ -81,9 +87,8 @@ class Roster:
     def apply_ends(self, now: float) -> None:
         """End what was asked for, or has no time left, and has not ended otherwise."""
         for request_id, output_index, reason in self._asked:
-            for sequence in reversed(list(self.requests.get(request_id, ()))):
-                if output_index in (None, sequence.output_index):
-                    self.end(sequence, reason, now)
+            sequences = self.requests.get(request_id, ())
+            self._end([each for each in sequences if output_index in (None, each.output_index)], reason, now)
         self._asked.clear()
         while self._time_limits and self._time_limits[0][0] <= now:
             self.end_request(heappop(self._time_limits)[2], FinishReason.TIME, now)
@@ -94,8 +99,7 @@ class Roster:
         """End what is left of a request, and nothing of a later one with the same id."""
         sequences = self.requests.get(request.request_id, [])
         if sequences and sequences[0].request is request:
-            for sequence in reversed(sequences.copy()):  # followers before their leader
-                self.end(sequence, reason, now, error=error)
+            self._end(sequences, reason, now, error)
 
     def end(
         self,
@@ -105,13 +109,30 @@ class Roster:
         last: LastToken = LastToken(),  # noqa: B008 (immutable)
         error: str | None = None,
     ) -> None:
-        """The one way out for a sequence in any state: its last output, and everything it held given back."""
+        """The one way out for a sequence in any state: its last output, and everything it held given back.
+
+        A beam takes its whole search with it.
+        """
+        if sequence.group is not None:
+            self.end_search(sequence.group, reason, now, error)
+            return
         self._give_back(sequence)
         self._report(sequence, reason, now, last, error)
         request_id = sequence.request.request_id
         self.requests[request_id].remove(sequence)
         if not self.requests[request_id]:
             del self.requests[request_id]
+
+    def end_search(
+        self, group: BeamGroup, reason: FinishReason | None, now: float, error: str | None = None
+    ) -> None:
+        """reason: None when the search is over; TIME ends it with what it has found until now."""
+        for sequence in reversed(group.sequences):
+            self._give_back(sequence)
+        endings = search_endings(group.search, reason, error)
+        for sequence, ending in zip(group.sequences, endings, strict=True):
+            self._report(sequence, ending.reason, now, ending.last, ending.error)
+        del self.requests[group.sequences[0].request.request_id]
 
     def end_all(self, reason: FinishReason, now: float, error: str | None) -> None:
         """Outputs first: they are there even if bookkeeping is so broken that giving back raises."""
@@ -130,6 +151,13 @@ class Roster:
             heapify(self._time_limits)
         heappush(self._time_limits, (until, arrival, request))
 
+    def _end(
+        self, sequences: list[Sequence], reason: FinishReason, now: float, error: str | None = None
+    ) -> None:
+        for sequence in reversed(sequences.copy()):  # followers before their leader
+            if sequence.finish_reason is None:  # other beams have ended with the first one
+                self.end(sequence, reason, now, error=error)
+
     def _lead(self, sequences: list[Sequence]) -> None:
         """The first one computes the prompt, and the others are forked from it."""
         leader, *leader.followers = sequences
@@ -141,6 +169,8 @@ class Roster:
             self._running.release(sequence)
         elif sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
+        elif sequence.status is SequenceStatus.PARKED:
+            self._running.unpark(sequence)
         else:
             leader = self.requests[sequence.request.request_id][0]
             leader.followers.remove(sequence)
@@ -161,7 +191,20 @@ class Roster:
         self.num_sequences -= 1
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
-        summary = sequence.summarize(reason, now, error, last.criterion)
+        if sequence.group is not None:  # the tokens of its beam are no output, and were not counted
+            sequence.token_ids[sequence.num_prompt_tokens :] = last.token_ids
+        if not sequence.is_output:
+            return
+        if sequence.group is not None:
+            self._counters.num_generated_tokens += len(last.token_ids)
+        summary = sequence.summarize(reason, now, last, error)
         self._counters.num_finished[reason] += 1
         request_id, output_index = sequence.request.request_id, sequence.output_index
         self.outputs.append(SequenceOutput(request_id, output_index, last.token_ids, summary, last.logprobs))
+
+
+def _group(sequences: list[Sequence], search: BeamSearch) -> None:
+    """They become one beam search, whose first beam is the prompt."""
+    group = BeamGroup(search, sequences, sequences[:1])
+    for sequence in sequences:
+        sequence.group = group

@@ -11,13 +11,17 @@ from scheduler.stats import Counters
 class RunningSequences:
     """decoding: sequences with one token left to compute, the one that the device sampled last: a decode row.
     prefilling: sequences with known tokens left to compute: chunks (prompts, prompts and outputs of preempted
-    sequences that resume, the last prompt token of forked outputs).
+    sequences that resume, the last prompt token of forked outputs, the chosen token of a beam).
+    searching: beams that have nothing to compute until their search chooses their next tokens. parked: beams
+    that were preempted while they stood there. They hold nothing, and queue up again with their next token.
 
     The victim rule. A running sequence that needs blocks preempts the worst-ranked running one, again and
     again until there are enough; when that is itself, it yields. A waiting sequence preempts only running
     ones that rank worse: under "fcfs" there are none, because nobody overtakes in the queue. A victim gives
     back row and blocks, and goes back to the queue by its rank, to compute its tokens again (what the prefix
-    cache still has of them is not computed again).
+    cache still has of them is not computed again). A search goes on when all its beams have been computed, so
+    when nobody ranks worse, a beam that has not may preempt one that is searching: a pool that holds one beam
+    is enough. Nobody overtakes a parked beam either.
 
     Against thrashing, admission grants room for all tokens that a sequence knows, at once, and leaves a block
     (of each layer group) for each running sequence that could take it away, that is, ranks better. So a
@@ -34,6 +38,8 @@ class RunningSequences:
         """waiting: where preempted sequences go."""
         self.decoding = RankedList()
         self.prefilling = RankedList()
+        self.searching = RankedList()
+        self.parked = RankedList()
         self._kv = kv
         self._waiting = waiting
         self._counters = counters
@@ -44,12 +50,16 @@ class RunningSequences:
         self._refusal = (-1, 0)  # who was refused last, and how many blocks there were for it
 
     def __len__(self) -> int:
-        return len(self.decoding) + len(self.prefilling)
+        return sum(map(len, self._lists))
 
     @property
     def worst(self) -> Sequence:
-        lists = (sequences.worst for sequences in (self.decoding, self.prefilling) if sequences)
+        lists = (sequences.worst for sequences in self._lists if sequences)
         return max(lists, key=lambda sequence: sequence.rank)
+
+    @property
+    def all(self) -> list[Sequence]:
+        return [sequence for sequences in self._lists for sequence in sequences]
 
     def make_room(self, sequence: Sequence, num_tokens: int, batch: Batch) -> bool:
         """Room for a running sequence's first num_tokens. False: it had to yield itself.
@@ -59,7 +69,7 @@ class RunningSequences:
         if num_tokens <= sequence.num_slots and not self._has_windows:
             return True
         while (growth := self._grow(sequence, num_tokens)) is None:
-            victim = self.worst
+            victim = self._find_victim(sequence) or sequence
             assert victim is not sequence or len(self) > 1, "a sequence alone in the pool fits"
             self._preempt(victim, batch)
             if victim is sequence:
@@ -69,6 +79,8 @@ class RunningSequences:
 
     def admit(self, sequence: Sequence, batch: Batch, now: float) -> bool:
         """Give a waiting sequence a row, room for all tokens that it knows, and a chunk. False: not now."""
+        if any(each.group is not sequence.group and each.rank < sequence.rank for each in self.parked):
+            return False
         if not self._find_rows(sequence, batch) or not self._find_blocks(sequence, batch):
             return False
         num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, batch.num_tokens_left)
@@ -89,10 +101,53 @@ class RunningSequences:
             return False
         sequence.num_pending_tokens += 1
         self.prefilling.remove(sequence)
+        if sequence.group is not None:
+            self.searching.add(sequence)
+            return True
         self.decoding.add(sequence)
         if sequence.followers:
             self._fork(sequence)
         return True
+
+    def fork_beam(self, parent: Sequence, child: Sequence) -> None:
+        """The child takes over what a beam that is searching has computed, and stands beside it. It is parked
+        if the parent is, or if there is no row for it.
+
+        Blocks of the child are given back first, and its row is kept. The parent's steps have been read.
+        """
+        self.vacate(child)
+        if parent.status is SequenceStatus.RUNNING and (child.row >= 0 or self._free_rows):
+            if child.row < 0:
+                child.row = self._free_rows.pop()
+            self._share(parent, child, parent.num_computed_tokens)
+            self.searching.add(child)
+        else:
+            self.release_row(child)
+            self._park(child)
+
+    def vacate(self, sequence: Sequence) -> None:
+        """Take the blocks from a beam that has nothing to compute, and leave it its row."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.searching.remove(sequence)
+            self._kv.free(sequence.sequence_id)
+        self.unpark(sequence)
+        sequence.status = SequenceStatus.PARKED
+        sequence.num_computed_tokens = 0
+
+    def resume_beam(self, sequence: Sequence) -> None:
+        """Its next token is known. The device is told of its row anew: the tokens before may be another's."""
+        sequence.on_device = False
+        if sequence.status is SequenceStatus.RUNNING:
+            self.searching.remove(sequence)
+            self.prefilling.add(sequence)
+        else:
+            self.unpark(sequence)
+            self._queue(sequence)
+
+    def unpark(self, sequence: Sequence) -> None:
+        """Nothing happens to a sequence that is not in the list."""
+        if sequence in self.parked:
+            self.parked.remove(sequence)
 
     def publish(self, sequence: Sequence, num_tokens: int) -> None:
         """num_tokens of the sequence have been computed by steps that succeeded: share its full blocks."""
@@ -107,7 +162,7 @@ class RunningSequences:
 
     def release(self, sequence: Sequence) -> None:
         """Take row and blocks from a running sequence, and the rows kept for its followers."""
-        (self.decoding if sequence in self.decoding else self.prefilling).remove(sequence)
+        self._list_of(sequence).remove(sequence)
         self._kv.free(sequence.sequence_id)
         for each in (sequence, *sequence.followers):
             self.release_row(each)
@@ -120,12 +175,13 @@ class RunningSequences:
 
     def clear(self) -> None:
         """Release every running sequence."""
-        for sequence in (*self.decoding, *self.prefilling):
+        for sequence in self.all:
             self.release(sequence)
+        self.parked.clear()
 
     def check_invariants(self) -> None:
         """AssertionError when rows or lists disagree."""
-        running = [*self.decoding, *self.prefilling]
+        running = self.all
         holders = [each for sequence in running for each in (sequence, *sequence.followers)]
         rows = [sequence.row for sequence in holders]
         assert sorted(rows + self._free_rows) == list(range(len(rows) + len(self._free_rows))), "rows"
@@ -138,6 +194,19 @@ class RunningSequences:
         for sequence in self.prefilling:
             assert sequence.num_pending_tokens == 0, "the tokens of a chunk are known"
             assert sequence.num_computed_tokens < sequence.num_tokens, "nothing is left to compute"
+        for sequence in self.searching:
+            assert sequence.group is not None, "nobody chooses its next token"
+            assert sequence.num_computed_tokens == len(sequence.token_ids), "it has tokens to compute"
+        for sequence in self.parked:
+            assert sequence.status is SequenceStatus.PARKED
+            assert sequence.row == -1, "a parked sequence has a row"
+
+    @property
+    def _lists(self) -> tuple[RankedList, ...]:
+        return self.decoding, self.prefilling, self.searching
+
+    def _list_of(self, sequence: Sequence) -> RankedList:
+        return next(sequences for sequences in self._lists if sequence in sequences)
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> Growth | None:
         growth = self._kv.grow(sequence.sequence_id, sequence.num_computed_tokens, num_tokens)
@@ -148,22 +217,29 @@ class RunningSequences:
     def _find_rows(self, sequence: Sequence, batch: Batch) -> bool:
         num_rows = 1 + len(sequence.followers)
         while len(self._free_rows) < num_rows:
-            if not self._preempt_worse_than(sequence, batch):
+            if not self._make_way(sequence, batch):
                 return False
         return True
 
     def _find_blocks(self, sequence: Sequence, batch: Batch) -> bool:
         """Start the sequence in the KV cache if there are enough blocks, or can be."""
-        if self._refusal[0] == sequence.sequence_id and self._num_spare_blocks(sequence) <= self._refusal[1]:
-            return False  # looking its prompt up again would be in vain
+        if self._is_in_vain(sequence):
+            return False
         sequence.num_computed_tokens = self._kv.add(sequence.sequence_id, sequence.findable_token_ids)
         while len(self) and self._num_spare_blocks(sequence) < self._num_missing_blocks(sequence):
-            if not self._preempt_worse_than(sequence, batch):
+            if not self._make_way(sequence, batch):
                 sequence.num_computed_tokens = 0
                 self._kv.free(sequence.sequence_id)
                 self._refusal = (sequence.sequence_id, self._num_spare_blocks(sequence))
                 return False
         return True
+
+    def _is_in_vain(self, sequence: Sequence) -> bool:
+        """Whether it was refused, would be again, and looking its prompt up is for nothing."""
+        if sequence.group is not None and not sequence.followers:
+            return False  # it may preempt other beams that have got there since
+        num_blocks = self._num_spare_blocks(sequence)
+        return self._refusal[0] == sequence.sequence_id and num_blocks <= self._refusal[1]
 
     def _num_missing_blocks(self, sequence: Sequence) -> int:
         num_blocks = num_blocks_for(sequence.num_tokens, self._block_size)
@@ -171,8 +247,9 @@ class RunningSequences:
 
     def _num_spare_blocks(self, sequence: Sequence) -> int:
         """Free blocks, less those kept for sequences that rank better, and for outputs to be forked."""
-        num_better = self.decoding.num_better(sequence.rank) + self.prefilling.num_better(sequence.rank)
-        num_followers = sum(len(each.followers) for each in (sequence, *self.prefilling))
+        num_better = sum(sequences.num_better(sequence.rank) for sequences in self._lists)
+        leaders = (sequence, *self.prefilling, *self.searching)
+        num_followers = sum(len(each.followers) for each in leaders)
         return self._kv.num_free_blocks - (num_better + num_followers) * self._num_groups
 
     def _start(self, sequence: Sequence, now: float) -> None:
@@ -188,22 +265,39 @@ class RunningSequences:
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self._counters.num_prompt_tokens += sequence.num_prompt_tokens
 
-    def _preempt_worse_than(self, sequence: Sequence, batch: Batch) -> bool:
-        if not len(self) or self.worst.rank < sequence.rank:
-            return False
-        self._preempt(self.worst, batch)
-        return True
+    def _find_victim(self, sequence: Sequence) -> Sequence | None:
+        """Who gives way to a sequence that needs something."""
+        if len(self) and sequence.rank < self.worst.rank:
+            return self.worst
+        return next((each for each in reversed([*self.searching]) if each.group is sequence.group), None)
+
+    def _make_way(self, sequence: Sequence, batch: Batch) -> bool:
+        victim = self._find_victim(sequence)
+        if victim is not None:
+            self._preempt(victim, batch)
+        return victim is not None
 
     def _preempt(self, sequence: Sequence, batch: Batch) -> None:
         self._counters.num_preemptions += 1
         self._counters.num_preempted_tokens += sequence.num_computed_tokens
         batch.drop(sequence)
+        is_computed = sequence in self.searching
         self.release(sequence)
-        sequence.status = SequenceStatus.WAITING
         sequence.num_computed_tokens = 0
         sequence.on_device = False
         sequence.num_preemptions += 1
+        if is_computed:
+            self._park(sequence)
+        else:
+            self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING
         self._waiting.add(sequence)
+
+    def _park(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.PARKED
+        self.parked.add(sequence)
 
     def _fork(self, leader: Sequence) -> None:
         """The prompt is computed: its followers share all of it but the last token.
@@ -214,15 +308,19 @@ class RunningSequences:
         """
         num_shared_tokens = leader.num_prompt_tokens - 1
         for follower in leader.followers:
-            forked = self._kv.fork(leader.sequence_id, follower.sequence_id, num_shared_tokens)
-            assert forked, "the leader last asked for room before its last prompt token was computed"
-            follower.status = SequenceStatus.RUNNING
-            follower.num_computed_tokens = follower.num_slots = num_shared_tokens
+            self._share(leader, follower, num_shared_tokens)
             follower.num_cached_tokens = leader.num_cached_tokens
             follower.times.first_scheduled = leader.times.first_scheduled
             self.prefilling.add(follower)
-        leader.num_slots = leader.num_computed_tokens
         leader.followers = []
+
+    def _share(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
+        forked = self._kv.fork(parent.sequence_id, child.sequence_id, num_tokens)
+        assert forked, "the parent last asked for room before its last tokens were computed"
+        child.status = SequenceStatus.RUNNING
+        child.num_computed_tokens = child.num_slots = num_tokens
+        child.num_publishable_tokens = 0
+        parent.num_slots = parent.num_computed_tokens
 
     def _next_block_end(self, num_tokens: int) -> int:
         return (num_tokens // self._block_size + 1) * self._block_size

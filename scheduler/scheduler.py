@@ -5,6 +5,8 @@ from itertools import repeat
 
 from kvcache.manager import KVCacheManager
 from scheduler.batch import Batch, LaunchedStep, PartialChunk
+from scheduler.beam_steps import BeamSteps
+from scheduler.beams import Candidate
 from scheduler.config import SchedulerConfig
 from scheduler.policy import RankedList
 from scheduler.request import FinishReason, LastToken, Request, Sequence, SequenceOutput
@@ -44,6 +46,7 @@ class Scheduler:
         self._waiting = RankedList()
         self._running = RunningSequences(kv, self._waiting, config.max_num_seqs, self._counters)
         self._roster = Roster(config.policy, self._waiting, self._running, self._counters)
+        self._beams = BeamSteps(self._running, self._roster)
         self._in_flight: dict[int, LaunchedStep] = {}
 
     # What the caller wants
@@ -130,9 +133,10 @@ class Scheduler:
         for sequence in self._waiting:
             assert sequence.row == -1, "a waiting sequence has a row"
             assert sequence.num_computed_tokens == 0, "a waiting sequence has computed tokens"
-        leaders = [*self._waiting, *self._running.decoding, *self._running.prefilling]
+        leaders = [*self._waiting, *self._running.all]
         listed = [each for leader in leaders for each in (leader, *leader.followers)]
         alive = self._roster.sequences
+        listed += self._beams.check_invariants(alive)
         assert Counter(listed) == Counter(alive), "a sequence is lost, or listed twice"
         assert len(alive) == self._roster.num_sequences, "miscounted"
         pending = Counter(each for step in self._in_flight.values() for each in step.sampling)
@@ -150,8 +154,11 @@ class Scheduler:
             raise ValueError(f"request {request.request_id!r} is running")
         if num_prompt_tokens < 1 or request.max_new_tokens < 1:
             raise ValueError("a request needs a prompt token and a new token at least")
-        if not 1 <= request.num_outputs <= limits.max_num_seqs:
-            raise ValueError(f"num_outputs={request.num_outputs}: must be in [1, {limits.max_num_seqs}]")
+        if request.num_sequences > limits.max_num_seqs and request.beam is not None:
+            raise ValueError(f"a beam width of {request.beam.width}: at most {limits.max_num_seqs}")
+        max_num_outputs = limits.max_num_seqs if request.beam is None else request.beam.width
+        if not 1 <= request.num_outputs <= max_num_outputs:
+            raise ValueError(f"num_outputs={request.num_outputs}: must be in [1, {max_num_outputs}]")
         if num_tokens > limits.max_model_len:
             raise ValueError(f"{num_tokens} tokens: at most max_model_len={limits.max_model_len}")
         if not self._kv.fits(num_tokens - 1, limits.max_num_batched_tokens):
@@ -229,6 +236,9 @@ class Scheduler:
             if sequence.finish_reason is not None or finish == _ERROR:
                 self._drop_token(sequence, now, output.errors.get(index, _NO_DISTRIBUTION))
                 continue
+            if sequence.group is not None:
+                self._take_candidates(sequence, logprobs, now)
+                continue
             token_ids = sequence.token_ids
             token_ids.append(token_id)
             sequence.num_pending_tokens -= 1
@@ -246,6 +256,12 @@ class Scheduler:
         self._counters.num_generated_tokens -= 1
         if sequence.finish_reason is None:
             self._roster.end(sequence, FinishReason.ERROR, now, error=error)
+
+    def _take_candidates(self, sequence: Sequence, answer: TokenLogprobs | None, now: float) -> None:
+        """No token has been generated yet: those of the best hypotheses count when they are told."""
+        assert answer is not None, "the device did not give a beam's candidates"
+        self._counters.num_generated_tokens -= 1
+        self._beams.take(sequence, list(map(Candidate, answer.token_ids, answer.logprobs)), now)
 
     def _tell_scores(self, sequence: Sequence, start: int, scores: tuple[TokenLogprobs, ...]) -> None:
         """Log-probabilities of the prompt from position start + 1 on. What was told before a preemption is

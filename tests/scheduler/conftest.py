@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import pytest
@@ -18,11 +18,13 @@ from scheduler import (
     SequenceSummary,
     StepInput,
 )
+from scheduler.beams import BeamParams
 from tests.scheduler.fake_device import (
     VOCABULARY,
     FakeDevice,
     FakeSampling,
     PendingFake,
+    expected_hypotheses,
     expected_tokens,
 )
 
@@ -50,11 +52,26 @@ class Harness:
         num_outputs: int = 1,
         priority: int = 0,
         sampling: FakeSampling = FakeSampling(),  # noqa: B008  frozen
+        beam: BeamParams | None = None,
+        max_seconds: float | None = None,
     ) -> Request:
         """prompt: token ids, or how many, different for each request."""
         if isinstance(prompt, int):
             prompt = make_prompt(request_id, prompt)
-        request = Request(request_id, prompt, max_new_tokens, sampling, num_outputs, priority, self.now)
+        if beam is not None:
+            stops, num_candidates = beam.stop_token_ids, beam.num_candidates
+            sampling = replace(sampling, stop_token_ids=stops, num_candidates=num_candidates)
+        request = Request(
+            request_id,
+            prompt,
+            max_new_tokens,
+            sampling,
+            num_outputs,
+            priority,
+            self.now,
+            max_seconds=max_seconds,
+            beam=beam,
+        )
         self.scheduler.add(request)
         self.requests[request_id] = request
         for index in range(num_outputs):
@@ -115,7 +132,11 @@ class Harness:
                 self.ends[key] = output.summary
 
     def expected(self, request_id: str, output_index: int = 0) -> list[int]:
-        return expected_tokens(self.requests[request_id], output_index, self.device.config.groups)
+        request, groups = self.requests[request_id], self.device.config.groups
+        if request.beam is None:
+            return expected_tokens(request, output_index, groups)
+        found = expected_hypotheses(request, groups)
+        return list(found[output_index].token_ids) if output_index < len(found) else []
 
     def stops_of(self, request_id: str) -> tuple[int, ...]:
         sampling = self.requests[request_id].sampling
@@ -127,6 +148,11 @@ class Harness:
         again."""
         assert self.ends.keys() == self.outputs.keys()
         for (request_id, output_index), summary in self.ends.items():
+            if (
+                self.requests[request_id].beam is not None
+                and self.requests[request_id].max_seconds is not None
+            ):
+                continue  # what a search has found by some time need not be among the best in the end
             tokens, expected = self.outputs[request_id, output_index], self.expected(request_id, output_index)
             ended_by_device = summary.finish_reason is FinishReason.LENGTH or (
                 summary.finish_reason is FinishReason.STOP

@@ -8,10 +8,13 @@ positions changes the tokens, and `expected_tokens` knows those from the request
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from kvcache.config import KVCacheConfig, LayerGroup
 from kvcache.manager import NULL_BLOCK
 from scheduler import Finish, NewRow, Request, StepInput, StepOutput
+from scheduler.beams import BeamSearch, Candidate, Hypothesis
+from scheduler.step import TokenLogprobs
 
 VOCABULARY = 50
 NEVER_WRITTEN = (-1, -1, -1)
@@ -20,11 +23,14 @@ POISON = (-2, -2, -2)  # what a failed step leaves
 
 @dataclass(frozen=True)
 class FakeSampling:
-    """error_after: the row has no distribution once it has generated that many tokens."""
+    """error_after: the row has no distribution once it has generated that many tokens. num_candidates: of a
+    beam; tokens from num_possible on are impossible."""
 
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     error_after: int | None = None
+    num_candidates: int = 0
+    num_possible: int = VOCABULARY
 
 
 def digest_of(previous: int, token_id: int, position: int, group: int) -> int:
@@ -35,6 +41,32 @@ def digest_of(previous: int, token_id: int, position: int, group: int) -> int:
 def sampled_token(digests: list[int], sampling: FakeSampling, output_index: int) -> int:
     """digests: of the last position, one a layer group."""
     return hash((*digests, sampling.seed, output_index)) % VOCABULARY
+
+
+def candidates_of(digests: list[int], sampling: FakeSampling) -> list[Candidate]:
+    """A beam's best continuations, best first."""
+    log_probs = [-(hash((*digests, sampling.seed, token)) % 9973 + 1) / 2000 for token in range(VOCABULARY)]
+    log_probs[sampling.num_possible :] = [-inf] * (VOCABULARY - sampling.num_possible)
+    best = sorted(range(VOCABULARY), key=lambda token: -log_probs[token])[: sampling.num_candidates]
+    return [Candidate(token, log_probs[token]) for token in best]
+
+
+def expected_hypotheses(request: Request, groups: tuple[LayerGroup, ...]) -> list[Hypothesis]:
+    """What a beam search finds on such a device."""
+    sampling = request.sampling
+    assert isinstance(sampling, FakeSampling)
+    assert request.beam is not None
+    windows = [group.window for group in groups]
+    prompt = [0] * len(windows)
+    for position, token_id in enumerate(request.prompt_token_ids):
+        prompt = _digests(prompt, windows, token_id, position)
+    search = BeamSearch(request.beam, request.max_new_tokens)
+    beams = [prompt]
+    while not search.is_over:
+        children = search.advance([candidates_of(digests, sampling) for digests in beams])
+        position = len(request.prompt_token_ids) + len(search.beams[0].token_ids) - 1 if children else 0
+        beams = [_digests(beams[child.parent], windows, child.token_id, position) for child in children]
+    return search.hypotheses
 
 
 def expected_tokens(request: Request, output_index: int, groups: tuple[LayerGroup, ...]) -> list[int]:
@@ -119,6 +151,7 @@ class FakeDevice:
 
     def _apply(self, step: StepInput) -> None:
         for new in step.new_rows:
+            assert len(new.token_ids) == new.num_prompt_tokens + new.num_generated_tokens
             tables = [list(block_ids) for block_ids in new.block_ids]
             self.rows[new.row] = Row(new, tables, new.num_computed_tokens, new.num_generated_tokens)
         for update in step.new_blocks:
@@ -138,7 +171,21 @@ class FakeDevice:
         assert max(written.values()) == 1, "two rows of a step write the same slot"
         assert sum(written.values()) == step.num_tokens * len(self.config.groups)
         verdicts = [self._sample(self.rows[row]) for row in sampling]
-        return StepOutput(step.step_id, [token for token, _ in verdicts], [finish for _, finish in verdicts])
+        answers = [self._candidates(self.rows[row]) for row in sampling]
+        tokens, finishes = [token for token, _ in verdicts], [finish for _, finish in verdicts]
+        return StepOutput(step.step_id, tokens, finishes, answers)
+
+    def _candidates(self, row: Row) -> TokenLogprobs | None:
+        sampling = row.new.sampling
+        assert isinstance(sampling, FakeSampling)
+        if not sampling.num_candidates:
+            return None
+        last = row.num_computed_tokens - 1
+        digests = [self._read(row, group, last)[0] for group in range(len(self.config.groups))]
+        candidates = candidates_of(digests, sampling)
+        return TokenLogprobs(
+            0.0, tuple(each.token_id for each in candidates), tuple(each.log_prob for each in candidates)
+        )
 
     def _write(self, row: Row, token_id: int) -> Iterator[tuple[int, int]]:
         position = row.num_computed_tokens
