@@ -4,6 +4,7 @@ Four kinds of threads, and nothing but queues between them:
 
     event loop   the caller's: `generate`, mailboxes, gRPC. Never computes, never waits for a step.
     tokenize     a small pool: prompts to token ids, validation (intake.py).
+    grammar      another one: grammars of guided requests, which may take seconds to compile.
     engine       the StepLoop, on an event loop of its own, which a step may block (engine_thread.py).
     outputs      ids to text, stop strings, for all sequences of a step at once (output_processor.py).
 
@@ -25,14 +26,24 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from engine.errors import ConfigError, InflightError, NotFoundError, UnavailableError
+from engine.errors import (
+    ConfigError,
+    InflightError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from engine.sampling.custom.registry import Registry
+from engine.sampling.guided.compiler import GrammarCompiler
+from engine.sampling.guided.grammar import Grammar
+from engine.sampling.guided.spec import GuidedSpec
 from engine.sampling.params import SamplingParams
 from engine.serving.engine_thread import EngineThread
 from engine.serving.handoff import Handoff
@@ -54,6 +65,7 @@ T = TypeVar("T")
 
 _TEXT = OutputOptions()
 _NUM_TOKENIZER_THREADS = 2
+_NUM_GRAMMAR_THREADS = 4  # as many as the compiler has processes
 _SECONDS_TO_STOP = 10.0  # for the running step
 
 
@@ -70,6 +82,8 @@ class AsyncEngine:
     model_info.max_model_len is cut to the longest sequence that the KV cache can hold; what results is
     `model_info`.
     step_timeout: seconds without a finished step, with work to do, after which the engine counts as dead.
+    registry: the processors and criteria that the runner has, too; None: none at all.
+    compiler: of grammars; closed at the end. None: guided requests are refused.
     clock: seconds. sleep: how the watchdog waits; tests bring their own.
     Raises ConfigError if the KV cache cannot hold even two tokens.
     """
@@ -82,6 +96,8 @@ class AsyncEngine:
         tokenizer: Tokenizer,
         model_info: ModelInfo,
         *,
+        registry: Registry | None = None,
+        compiler: GrammarCompiler | None = None,
         step_timeout: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -92,9 +108,11 @@ class AsyncEngine:
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._clock = clock
-        self._intake = Intake(tokenizer, self.model_info)
+        self._intake = Intake(tokenizer, self.model_info, registry)
+        self._compiler = compiler
         self._streams = Streams(model_info.max_num_seqs + model_info.max_num_queued, self.metrics)
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._grammar_pool = ThreadPoolExecutor(_NUM_GRAMMAR_THREADS, thread_name_prefix="grammar")
         self._handoff: Handoff[list[Delivery] | EngineEnd] = Handoff(self._receive)
         self._processor = OutputProcessor(self._handoff.put, self._ask_to_end, self.metrics, clock)
         step_loop = StepLoop(scheduler, runner, self._processor.put, clock=clock)
@@ -160,6 +178,9 @@ class AsyncEngine:
         self._processor.end(None)  # if the engine hangs, it has not told
         self._watching.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._grammar_pool.shutdown(wait=False, cancel_futures=True)
+        if self._compiler is not None:
+            self._compiler.close()
 
     # Requests
 
@@ -233,11 +254,12 @@ class AsyncEngine:
         """Returns when the engine has the request, or it has ended before."""
         try:
             outputs = await self._prepare(stream)
+            if outputs is None:
+                return
+            self._streams.charge(stream, len(outputs.request.prompt_token_ids))
         except InflightError as error:
             self._streams.refuse(stream, error)
             raise
-        if outputs is None:
-            return
         for delta in outputs.echo():
             stream.mailbox.put(delta)
         stream.is_submitted = True
@@ -246,11 +268,32 @@ class AsyncEngine:
 
     async def _prepare(self, stream: Stream) -> RequestOutputs | None:
         """None: the request was aborted, or the engine died, in the meantime."""
-        if not stream.asked.needs_tokenizer:
-            return self._intake.prepare(stream.asked)
-        stream.preparing = self._in_pool(partial(self._intake.prepare, stream.asked))
-        await asyncio.wait([stream.preparing])  # unlike awaiting it, tells its being cancelled from ours
-        return None if stream.ended.done() else stream.preparing.result()
+        asked = stream.asked
+        outputs: RequestOutputs | None
+        if asked.needs_tokenizer:
+            work = self._in_pool(partial(self._intake.prepare, asked))
+            outputs = await self._unless_ended(stream, work)
+        else:
+            outputs = self._intake.prepare(asked)
+        if outputs is None or asked.params.guided is None:
+            return outputs
+        compiling = self._in_pool(partial(self._compile, asked.params.guided), self._grammar_pool)
+        grammar = await self._unless_ended(stream, compiling)
+        if grammar is None:
+            return None
+        outputs.guide(grammar)
+        return outputs
+
+    async def _unless_ended(self, stream: Stream, work: asyncio.Future[T]) -> T | None:
+        """None: the request has ended in the meantime."""
+        stream.preparing = work
+        await asyncio.wait([work])  # unlike awaiting it, tells its being cancelled from ours
+        return None if stream.ended.done() else work.result()
+
+    def _compile(self, spec: GuidedSpec) -> Grammar:
+        if self._compiler is None:
+            raise InvalidArgumentError("guided", spec.kind, "this engine has no compiler of grammars")
+        return self._compiler.compile(spec)
 
     def _abort(self, stream: Stream, reason: FinishReason) -> None:
         if stream.is_submitted:
@@ -263,8 +306,8 @@ class AsyncEngine:
             self._abort(stream, because())
         self._streams.leave(stream)
 
-    def _in_pool(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, function)
+    def _in_pool(self, function: Callable[[], T], pool: Executor | None = None) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(pool or self._pool, function)
 
     def _condition(self) -> str:
         return f"{self.state.value}: {self._reason}" if self._reason else self.state.value

@@ -9,31 +9,9 @@ Not thread-safe: put and taken on one event loop (`Handoff` brings the deltas th
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from engine.serving.types import OutputDelta, OutputFinish, Timings, Usage
-
-
-@dataclass(slots=True)
-class _Merged:
-    """Deltas of one output. Text stays in parts until it is taken: joined once, merging is linear."""
-
-    output_index: int
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    finish: OutputFinish | None = None
-    usage: Usage | None = None
-    timings: Timings | None = None
-
-    def merge(self, delta: OutputDelta) -> None:
-        if delta.text:
-            self.texts.append(delta.text)
-        self.token_ids.extend(delta.token_ids)
-        self.finish, self.usage, self.timings = delta.finish, delta.usage, delta.timings
-
-    def to_delta(self) -> OutputDelta:
-        text, token_ids = "".join(self.texts), tuple(self.token_ids)
-        return OutputDelta(self.output_index, text, token_ids, self.finish, self.usage, self.timings)
+from engine.serving.merging import MergedDelta
+from engine.serving.types import OutputDelta
 
 
 class Mailbox:
@@ -49,7 +27,7 @@ class Mailbox:
 
     def __init__(self, interval: float | Callable[[], float] = 0.0) -> None:
         self._interval = interval if callable(interval) else lambda: interval
-        self._waiting: dict[int, _Merged] = {}
+        self._waiting: dict[int, MergedDelta] = {}
         self._not_before: dict[int, float] = {}  # output index -> time of the event loop
         self._complete = False
         self._error: Exception | None = None
@@ -73,7 +51,7 @@ class Mailbox:
             merged.merge(delta)  # the reader knows already that this output waits
             return
         # The end of an output goes behind what waits, so that the end of the stream comes last.
-        merged = self._waiting.pop(delta.output_index, None) or _Merged(delta.output_index)
+        merged = self._waiting.pop(delta.output_index, None) or MergedDelta(delta.output_index)
         merged.merge(delta)
         self._waiting[delta.output_index] = merged
         self._complete = delta.usage is not None
@@ -94,7 +72,7 @@ class Mailbox:
             await self._wait()
         return merged.to_delta()
 
-    def _take(self) -> _Merged | None:
+    def _take(self) -> MergedDelta | None:
         now = asyncio.get_running_loop().time()
         for index, merged in self._waiting.items():
             if self.ended or merged.finish or self._not_before.get(index, now) <= now:

@@ -98,6 +98,7 @@ class OutputProcessor:
                 self._ask(sent, taken.wanted)
             if taken.end is not None:
                 del self._requests[sent.request_id]
+            deliveries += [Delivery(sent.request_id, delta, None) for delta in taken.before]
             if taken.delta is not None or taken.end is not None:
                 deliveries.append(Delivery(sent.request_id, taken.delta, taken.end))
         if deliveries:

@@ -16,7 +16,13 @@ from engine.serving.intake import Asked
 from engine.serving.mailbox import Mailbox
 from engine.serving.metrics import Metrics
 from engine.serving.request_outputs import RequestEnd
-from engine.serving.types import OutputDelta, OutputFinish, Timings, Usage
+from engine.serving.types import (
+    MAX_PROMPT_LOGPROBS_TOGETHER,
+    OutputDelta,
+    OutputFinish,
+    Timings,
+    Usage,
+)
 from scheduler.request import FinishReason
 
 logger = logging.getLogger("inflight")
@@ -35,7 +41,7 @@ class Stream:
 
     ended: how it went, once it has ended; cancelled if it was refused after all. preparing: its tokenizing.
     is_submitted: the engine has it, so only the engine can tell how it ends. has_left: nobody reads it any
-    more.
+    more. num_prompt_logprobs: that may wait for the reader.
     """
 
     asked: Asked
@@ -44,12 +50,13 @@ class Stream:
     preparing: asyncio.Future[Any] | None = None
     is_submitted: bool = False
     has_left: bool = False
+    num_prompt_logprobs: int = 0
 
 
 class Streams:
     """A request keeps its id and its slots until it has ended and its reader has left.
 
-    An output takes a slot. There are as many as may run at once and wait together.
+    A sequence takes a slot. There are as many as may run at once and wait together.
     """
 
     def __init__(self, num_slots: int, metrics: Metrics) -> None:
@@ -57,6 +64,7 @@ class Streams:
         self.idle.set()
         self._streams: dict[str, Stream] = {}
         self._num_free_slots = num_slots
+        self._num_free_prompt_logprobs = MAX_PROMPT_LOGPROBS_TOGETHER
         self._metrics = metrics
 
     def open(self) -> list[Stream]:
@@ -72,19 +80,28 @@ class Streams:
         """Raises AlreadyExistsError, OverloadedError."""
         if asked.request_id in self._streams:
             raise AlreadyExistsError(f"a request with id {asked.request_id!r} is running")
-        if asked.params.num_outputs > self._num_free_slots:
+        if asked.params.num_sequences > self._num_free_slots:
             raise OverloadedError(
                 f"the queue is full ({len(self._streams)} requests run or wait); retry later"
             )
         ended = asyncio.get_running_loop().create_future()
         stream = Stream(asked, Mailbox(asked.output.interval), ended)
         self._streams[asked.request_id] = stream
-        self._num_free_slots -= asked.params.num_outputs
+        self._num_free_slots -= asked.params.num_sequences
         self.idle.clear()
         return stream
 
+    def charge(self, stream: Stream, num_prompt_tokens: int) -> None:
+        """For what it may have to hold of the prompt's log-probabilities. Raises OverloadedError."""
+        number = stream.asked.num_prompt_logprobs(num_prompt_tokens)
+        if number > self._num_free_prompt_logprobs:
+            most = f"{MAX_PROMPT_LOGPROBS_TOGETHER} log-probabilities of prompts"
+            raise OverloadedError(f"all requests together may ask for {most}; retry later")
+        self._num_free_prompt_logprobs -= number
+        stream.num_prompt_logprobs = number
+
     def refuse(self, stream: Stream, error: Exception) -> None:
-        """It had been admitted, but its prompt is wrong."""
+        """It had been admitted, but its prompt is wrong, or its grammar."""
         self.count_refusal(stream.asked, error)
         stream.ended.cancel()
         self.leave(stream)
@@ -132,7 +149,8 @@ class Streams:
         is_over = stream.has_left and stream.ended.done()
         if is_over and self._streams.get(request_id) is stream:  # else it is done already
             del self._streams[request_id]
-            self._num_free_slots += stream.asked.params.num_outputs
+            self._num_free_slots += stream.asked.params.num_sequences
+            self._num_free_prompt_logprobs += stream.num_prompt_logprobs
             if not self._streams:
                 self.idle.set()
 

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from scheduler.request import FinishReason
 
 MAX_REQUEST_ID_LENGTH = 128  # characters, all of them printable ASCII
+# Of a request: prompt tokens times (1 + prompt_logprobs). Each takes some 100 bytes, until it is read.
+MAX_PROMPT_LOGPROBS = 2**18
+MAX_PROMPT_LOGPROBS_TOGETHER = 4 * MAX_PROMPT_LOGPROBS  # of all requests
 
 
 class EngineState(Enum):
@@ -30,16 +34,35 @@ class OutputOptions:
     interval: float | Callable[[], float] = 0.0
 
 
+class TokenLogprob(NamedTuple):
+    """A token, the natural logarithm of its probability, and its text by itself.
+
+    top: the most likely tokens at its place, best first; theirs are empty.
+    """
+
+    token_id: int
+    logprob: float
+    text: str
+    top: "tuple[TokenLogprob, ...]" = ()
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFinish:
-    """Why one output ended. At most one of the two below is set, and only with reason STOP.
+    """Why one output ended. At most one of the four below is set, and only with reason STOP.
 
-    stop_token_id: the stop token id or end-of-sequence id that was sampled.
+    stop_token_id: the stop token id or end-of-sequence id that was sampled. stop_regex: the expression.
+    criterion: the name of the stopping criterion that was met.
+    cumulative_logprob: of all tokens of the output, where log-probabilities were asked for, or best_of.
+    score: of a hypothesis of a beam search.
     """
 
     reason: FinishReason
     stop_string: str | None = None
     stop_token_id: int | None = None
+    stop_regex: str | None = None
+    criterion: str | None = None
+    cumulative_logprob: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +94,8 @@ class Timings:
 class OutputDelta:
     """What one output gained since its previous delta. A reader that falls behind gets fewer, larger ones.
 
+    logprobs: one for each generated token that the delta tells of. prompt_logprobs: of the prompt's next
+    tokens from the second one on, in deltas of output 0, before any token.
     finish: on the last delta of each output, and only there.
     usage, timings: on the last delta of the whole stream, and only there.
     """
@@ -81,6 +106,8 @@ class OutputDelta:
     finish: OutputFinish | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +126,18 @@ class EngineLoad:
     def kv_usage(self) -> float:
         """Share of the KV blocks in use, 0 to 1."""
         return 1 - self.num_free_blocks / self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class NamedInfo:
+    """A logits processor or stopping criterion that requests can name.
+
+    schema_json: the JSON schema of its parameters.
+    """
+
+    name: str
+    description: str
+    schema_json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +165,5 @@ class ModelInfo:
     policy: str
     max_num_seqs: int
     max_num_queued: int
+    logits_processors: tuple[NamedInfo, ...] = ()
+    stopping_criteria: tuple[NamedInfo, ...] = ()

@@ -27,6 +27,7 @@ class Tokenizer:
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.max_token_chars = max(map(len, backend.get_vocab(with_added_tokens=True)))
         self.sha256 = sha256(serialized).hexdigest()
+        self._token_texts: dict[int, str] = {}
 
     @classmethod
     def from_directory(cls, model_dir: Path) -> "Tokenizer":
@@ -50,6 +51,17 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Their text as a whole; ids that the tokenizer does not know are left out. See also Detokenizer."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, special or not; U+FFFD for bytes that are half a character."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            text = self._token_texts[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def to_json(self) -> str:
+        """As a tokenizer.json that has all of it."""
+        return self._backend.to_str()
 
     def start_stream(self, prompt_token_ids: Sequence[int]) -> TextStream:
         return self._start_stream(prompt_token_ids)

@@ -48,7 +48,9 @@ def send(
     """Tokens, and the end if there is a reason. Texts stand for their bytes."""
     token_ids = tuple(tokens.encode() if isinstance(tokens, str) else tokens)
     ended = None if reason is None else replace(SUMMARY, finish_reason=reason, **summary)
-    return outputs.take(SequenceOutput("id", index, token_ids, ended))
+    taken = outputs.take(SequenceOutput("id", index, token_ids, ended))
+    assert taken.before == ()
+    return taken.delta, taken.end, taken.wanted
 
 
 def read(outputs: RequestOutputs, pieces: Sequence[Sequence[int] | str], reason: FinishReason) -> OutputDelta:
