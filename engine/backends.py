@@ -14,6 +14,7 @@ from engine.config import EngineOptions
 from engine.errors import BackendUnavailableError
 from engine.loading import BuiltBackend, PhaseProgress, choose_device
 from engine.nvidia import find_driver, why_no_cuda
+from engine.sampling.custom import Registry, build_registry
 
 _log = logging.getLogger(__name__)
 
@@ -107,11 +108,11 @@ def build_backend(options: EngineOptions, progress: PhaseProgress | None = None)
     """Load options.model_dir for the backend that the options and the machine give.
 
     Raises ModelError (unsupported, or a broken checkpoint), ConfigError (does not fit the machine, or its GPU
-    fails) or TensorRTError (the library refuses what it should take).
+    or a plugin fails) or TensorRTError (the library refuses what it should take).
     """
-    backend = choose_backend(options)
+    backend, registry = choose_backend(options), build_registry(options.plugins)
     try:
-        return _build(backend, options, progress)
+        return _build(backend, options, progress, registry)
     except torch.AcceleratorError as error:
         reason = str(error).splitlines()[0]
         advice = "`nvidia-smi` shows whether it is healthy and who uses it, `dmesg` may hold an Xid error"
@@ -132,9 +133,11 @@ def _build_tensorrt(options: EngineOptions, progress: PhaseProgress | None) -> B
         raise BackendUnavailableError(f"kernels could not be compiled: {problem}") from error
 
 
-def _build(backend: str, options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
+def _build(
+    backend: str, options: EngineOptions, progress: PhaseProgress | None, registry: Registry
+) -> BuiltBackend:
     if backend == "tensorrt":
         return _build_tensorrt(options, progress)
     from engine.torch_backend.build import build as build_torch
 
-    return build_torch(options, progress)
+    return build_torch(options, progress, registry)

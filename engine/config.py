@@ -65,6 +65,7 @@ class EngineOptions:
     step_timeout: seconds without a finished step, with work to do, after which the engine counts as hung.
     backend: "auto" is tensorrt on a GPU where it can run, else torch. plan_dir: where plans, compiled kernels
     and measurements are kept from one start to the next; None keeps none.
+    plugins: modules or .py files that register logits processors and stopping criteria.
     """
 
     model_dir: Path
@@ -79,6 +80,7 @@ class EngineOptions:
     step_timeout: float = 120.0
     backend: str = "auto"
     plan_dir: Path | None = None
+    plugins: tuple[str, ...] = ()
     cache: CacheOptions = field(default_factory=CacheOptions)
 
     def __post_init__(self) -> None:

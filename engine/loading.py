@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from engine.model.config import ModelConfig
 from engine.model.huggingface import load_config
 from engine.model.weights import ModelWeights, num_parameters
 from engine.nvidia import why_no_cuda
+from engine.sampling.custom import Registry
 from kvcache.config import KVCacheConfig
 from scheduler.step import Runner
 
@@ -55,7 +56,8 @@ class StartReport:
 class BuiltBackend:
     """A model ready to run. The caller makes a KVCacheManager of `cache`, and a Scheduler.
 
-    name: "torch" or "tensorrt". model.max_model_len is this engine's.
+    name: "torch" or "tensorrt". model.max_model_len is this engine's. registry: the processors and criteria
+    that requests may name.
     """
 
     name: str
@@ -66,6 +68,7 @@ class BuiltBackend:
     device: torch.device
     dtype: torch.dtype
     start: StartReport = StartReport()
+    registry: Registry = field(default_factory=Registry)
 
 
 def load_model(options: EngineOptions, progress: PhaseProgress | None = None) -> LoadedModel:

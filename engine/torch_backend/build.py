@@ -16,6 +16,7 @@ from engine.loading import (
 from engine.memory import PoolDemand, size_pool
 from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
+from engine.sampling.custom import Registry
 from engine.sampling.params import SamplingParams
 from engine.torch_backend.runner import TorchRunner
 from kvcache.block_table import num_blocks_for
@@ -24,18 +25,20 @@ from kvcache.storage import bytes_per_block
 from scheduler.step import Chunk, NewRow, StepInput
 
 
-def build(options: EngineOptions, progress: PhaseProgress | None = None) -> BuiltBackend:
-    """Load options.model_dir and size everything.
+def build(
+    options: EngineOptions, progress: PhaseProgress | None = None, registry: Registry | None = None
+) -> BuiltBackend:
+    """Load options.model_dir and size everything. registry: what requests may name, by default nothing.
 
     Raises ModelError (unsupported, or a broken checkpoint) or ConfigError (does not fit the machine).
     """
     try:
-        return _build(options, progress)
+        return _build(options, progress, registry or Registry())
     except torch.OutOfMemoryError as error:
         raise out_of_memory(options, error) from error
 
 
-def _build(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
+def _build(options: EngineOptions, progress: PhaseProgress | None, registry: Registry) -> BuiltBackend:
     started = time.perf_counter()
     loaded = load_model(options, progress)
     start = StartReport((("weights", time.perf_counter() - started),))
@@ -51,8 +54,8 @@ def _build(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBacke
     )
     is_cpu = loaded.device.type == "cpu"
     cache, memory = size_pool(options, demand, free_bytes(loaded.device), is_cpu=is_cpu)
-    runner = TorchRunner(model, weights, cache, options.max_num_seqs)
-    return BuiltBackend("torch", runner, model, cache, memory, loaded.device, loaded.dtype, start)
+    runner = TorchRunner(model, weights, cache, options.max_num_seqs, registry)
+    return BuiltBackend("torch", runner, model, cache, memory, loaded.device, loaded.dtype, start, registry)
 
 
 def _activation_bytes(

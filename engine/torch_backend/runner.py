@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from engine.sampling.logprobs import score
 
 from engine.attention.layout import IntArray
 from engine.attention.lone import can_sample
@@ -14,7 +13,10 @@ from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
 from engine.nvidia import lost_device
 from engine.sampling.answer import Answer, read_scores
+from engine.sampling.custom import CustomRows, Registry
 from engine.sampling.guides import GuidedRows, GuidedSample, write_masks
+from engine.sampling.logprobs import score
+from engine.sampling.rows import RowState
 from engine.sampling.sampler import Sampled, Sampler
 from engine.torch_backend.batch_state import BatchState
 from engine.torch_backend.model import LastLayer, TorchModel
@@ -44,15 +46,20 @@ class TorchRunner:
         weights: ModelWeights[torch.Tensor],
         cache: KVCacheConfig,
         max_num_seqs: int,
+        registry: Registry | None = None,
     ) -> None:
-        """config.max_model_len bounds every sequence. The pool takes the weights' device and dtype."""
+        """config.max_model_len bounds every sequence. The pool takes the weights' device and dtype.
+
+        registry: processors and criteria that requests may name.
+        """
         self._device = weights.embedding.device
         dtype = weights.embedding.dtype
         max_num_blocks = num_blocks_for(config.max_model_len, cache.block_size)
         self._state = BatchState(len(cache.groups), max_num_seqs, max_num_blocks, self._device)
-        self._sampler = Sampler(
-            max_num_seqs, config.vocab_size, config.max_model_len, config.eos_token_ids, self._device
-        )
+        sizes = max_num_seqs, config.vocab_size, config.max_model_len, config.eos_token_ids, self._device
+        rows = RowState(*sizes)
+        custom = None if registry is None else CustomRows(registry, rows)
+        self._sampler = Sampler(*sizes, custom, rows)
         self._storage = KVCacheStorage(cache, config.num_kv_heads, config.head_dim, dtype, self._device)
         self._model = TorchModel(config, weights, self._storage, cache.groups)
         shape = AttentionShape(

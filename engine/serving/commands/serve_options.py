@@ -118,6 +118,14 @@ def _add_engine(add: Any) -> None:
         help="an engine with work that finishes no step for so long is dead: NOT_SERVING, exit code 1",
     )
     add("--policy", choices=POLICIES, default=_ENGINE.policy, help="which request runs first")
+    add(
+        "--plugin",
+        action="append",
+        metavar="MODULE",
+        default=[],
+        help="a Python module, or the path of a .py file, that registers logits processors and stopping "
+        "criteria for requests to name; may be given several times",
+    )
 
 
 def add_limits(add: Any) -> None:
@@ -214,6 +222,7 @@ def engine_options(args: argparse.Namespace, chosen_backend: str | None = None) 
         step_timeout=args.step_timeout,
         backend=chosen_backend or args.backend,
         plan_dir=None if args.no_plan_cache else args.plan_dir,
+        plugins=tuple(args.plugin),
         cache=cache,
     )
 

@@ -53,7 +53,7 @@ def test_every_option_of_serve_arrives() -> None:
         *("--max-model-len", "99", "--max-num-seqs", "3", "--max-num-batched-tokens", "7"),
         *("--max-num-queued", "5", "--policy", "priority", "--block-size", "32"),
         *("--kv-cache-bytes", "1.5G", "--kv-cache-fraction", "0.25", "--no-prefix-caching"),
-        *("--backend", "torch", "--plan-dir", "some/plans"),
+        *("--backend", "torch", "--plan-dir", "some/plans", "--plugin", "some.module", "--plugin", "file.py"),
     )
     assert serve_options.engine_options(args) == EngineOptions(
         model_dir=Path("some/model"),
@@ -66,6 +66,7 @@ def test_every_option_of_serve_arrives() -> None:
         policy="priority",
         backend="torch",
         plan_dir=Path("some/plans"),
+        plugins=("some.module", "file.py"),
         cache=CacheOptions(32, num_bytes=3 << 29, fraction=0.25, enable_prefix_caching=False),
     )
     assert serve_options.server_options(args) == ServerOptions("::1", 0, 1 << 20, 0.5, 7.0, 3.0)
