@@ -52,22 +52,22 @@ class Sampler:
     ) -> None:
         """state: the rows, made as here, where `custom` had to know them first."""
         self._vocab_size = vocab_size
-        self._rows = state or RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
+        self.state = state or RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
         self._philox = Philox(device)
         self._custom = custom
 
     @property
     def tables(self) -> RowTables:
-        return self._rows.tables
+        return self.state.tables
 
     def hints(self, host_rows: Sequence[int]) -> Hints:
         """What these rows ask for."""
-        return self._rows.hints(host_rows)
+        return self.state.hints(host_rows)
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:
         """Replace the state of these rows. Their `sampling` is a SamplingParams, with a seed if random."""
         if new_rows:
-            self._rows.write(new_rows)
+            self.state.write(new_rows)
             if self._custom is not None:
                 self._custom.set_rows(new_rows)
 
@@ -82,7 +82,7 @@ class Sampler:
         """
         assert logits.dtype == torch.float32
         assert logits.shape == (len(host_rows), self._vocab_size)
-        batch = self._rows.gather(rows)
+        batch = self.state.gather(rows)
         hints = self.hints(host_rows)
         report = StepReport(logits, hints)
         errors = self._process(logits, rows, host_rows, batch, hints)
@@ -93,7 +93,7 @@ class Sampler:
             tempered = temper(select(logits, index), select(largest, index), random)
             drawn = self._draw(tempered, random, hints[hints["random"]])
             token_ids = drawn if index is None else token_ids.index_copy(0, index, drawn)
-        advance(self._rows, rows, token_ids, batch, hints)
+        advance(self.state, rows, token_ids, batch, hints)
         finishes = _finishes(token_ids, largest, batch)
         if self._custom is not None:
             errors |= self._custom.check(token_ids, finishes, rows, host_rows)
@@ -107,7 +107,7 @@ class Sampler:
 
         Arguments as there, of rows that are all random; logits are processed. The tests' view of a step.
         """
-        batch, hints = self._rows.gather(rows), self.hints(host_rows)
+        batch, hints = self.state.gather(rows), self.hints(host_rows)
         assert hints["random"].all()
         self._process(logits, rows, host_rows, batch, hints)
         blocks, masses = weigh(temper(logits, logits.amax(-1), batch), batch, hints)
@@ -117,7 +117,7 @@ class Sampler:
         self, logits: Tensor, rows: Tensor, host_rows: Sequence[int], batch: RowBatch, hints: Hints
     ) -> dict[int, str]:
         """Errors of custom processors, by index."""
-        Processing(logits, self._rows.tables, batch, hints, rows).run()
+        Processing(logits, self.state.tables, batch, hints, rows).run()
         return {} if self._custom is None else dict(self._custom.process(logits, rows, host_rows))
 
     def _draw(self, logits: Tensor, batch: RowBatch, hints: Hints) -> Tensor:

@@ -1,6 +1,6 @@
 """Drawn tokens against exact probabilities, by chi-square with fixed seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,20 @@ KINDS = {
     "top_p": SamplingParams(temperature=1.0, top_p=0.8, seed=4),
     "min_p": SamplingParams(temperature=1.5, min_p=0.05, seed=5),
     "all": SamplingParams(temperature=1.2, top_k=100, top_p=0.9, min_p=0.02, seed=2**64 - 1),
+    "typical": SamplingParams(temperature=1.0, typical_p=0.6, seed=6),
+    "typical of some": SamplingParams(temperature=1.4, top_k=200, typical_p=0.8, seed=7),
+    "processed": SamplingParams(temperature=1.0, top_k=40, logit_bias=((7, 9.0), (300, -2.0)), seed=8),
+    "banned": SamplingParams(temperature=1.0, min_p=0.01, bad_word_ids=((7,), (3,)), seed=9),
 }
 
 
 def exact_probabilities(logits: Tensor, params: SamplingParams) -> Floats:
     """By sorting, in float64."""
-    scaled = logits.double().numpy() / params.temperature
+    scaled = logits.double().numpy().copy()
+    for token_id, bias in params.logit_bias:
+        scaled[token_id] += bias
+    scaled[[word[0] for word in params.bad_word_ids]] = -np.inf
+    scaled /= params.temperature
     order = np.argsort(-scaled, kind="stable")
     weights = np.exp(scaled[order] - scaled.max())
     if params.top_k:
@@ -33,9 +41,21 @@ def exact_probabilities(logits: Tensor, params: SamplingParams) -> Floats:
     before = (np.cumsum(weights) - weights) / weights.sum()
     weights[before >= params.top_p] = 0
     weights[weights < params.min_p] = 0
+    weights = keep_typical(weights / weights.sum(), params.typical_p)
     probabilities: Floats = np.empty_like(weights)
     probabilities[order] = weights / weights.sum()
     return probabilities
+
+
+def keep_typical(probabilities: Floats, typical_p: float) -> Floats:
+    if typical_p == 1:
+        return probabilities
+    logs = np.log(np.where(probabilities > 0, probabilities, 1))
+    distances = np.abs(logs - (probabilities * logs).sum())
+    order = np.argsort(np.where(probabilities > 0, distances, np.inf), kind="stable")
+    kept = probabilities.copy()
+    kept[order[np.cumsum(probabilities[order]) - probabilities[order] >= typical_p]] = 0
+    return kept
 
 
 def assert_follows(token_ids: npt.NDArray[np.int64], probabilities: Floats) -> None:
@@ -58,8 +78,8 @@ def assert_follows(token_ids: npt.NDArray[np.int64], probabilities: Floats) -> N
 def draw(sampler: Sampler, logits: Tensor, num_rows: int, num_steps: int) -> npt.NDArray[np.int64]:
     """Token ids [num_steps, num_rows] from the same logits [vocab] everywhere."""
     rows = torch.arange(num_rows)
-    batch = logits.expand(num_rows, -1)
-    steps = [sampler.sample(batch, rows, range(num_rows))[0] for _ in range(num_steps)]
+    batch = logits.repeat(num_rows, 1)
+    steps = [sampler.sample(batch.clone(), rows, range(num_rows)).token_ids for _ in range(num_steps)]
     return torch.stack(steps).numpy()
 
 
@@ -75,12 +95,15 @@ def test_vocabulary_of_500(kind: str, make_sampler: Callable[..., Sampler]) -> N
     assert_follows(token_ids.flatten(), exact_probabilities(logits, KINDS[kind]))
 
 
-@pytest.mark.parametrize(("vocab_size", "num_steps"), [(32_000, 25), (128_256, 12)])
+@pytest.mark.parametrize(("vocab_size", "num_steps"), [(32_000, 15), (128_256, 8), (262_144, 6)])
 def test_mixed_rows_of_a_large_vocabulary(
     vocab_size: int, num_steps: int, make_sampler: Callable[..., Sampler]
 ) -> None:
-    logits, copies = make_logits(vocab_size, 3.0), 8
-    kinds: Sequence[SamplingParams] = [*KINDS.values(), SamplingParams()]
+    logits, copies = make_logits(vocab_size, 4.0), 8
+    kinds = [
+        KINDS[kind] for kind in ("temperature", "top_k", "top_p", "min_p", "all", "typical", "processed")
+    ]
+    kinds.append(SamplingParams())
     sampler = make_sampler(list(kinds) * copies, vocab_size)
     token_ids = draw(sampler, logits, len(kinds) * copies, num_steps)
     for position, params in enumerate(kinds[:-1]):
