@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import copysign, exp, inf, log
 from typing import Literal, NamedTuple
 
 EarlyStopping = Literal["true", "false", "never"]
+_LARGEST = 600.0  # natural logarithm of a penalty, or of its inverse, that scores can be divided by
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,5 +163,8 @@ class BeamSearch:
         return best / self._penalty(num_tokens) <= self.hypotheses[-1].score
 
     def _penalty(self, num_tokens: int) -> float:
+        exponent = self.params.length_penalty * log(num_tokens)
+        if abs(exponent) > _LARGEST:
+            return exp(copysign(_LARGEST, exponent))
         penalty: float = num_tokens**self.params.length_penalty
         return penalty

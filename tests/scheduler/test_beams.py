@@ -1,6 +1,6 @@
 """Beam search by itself: against transformers, on models of random numbers, and where that has nothing."""
 
-from math import inf, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 import hypothesis.strategies as st
@@ -164,3 +164,13 @@ def test_a_single_beam_is_searched_too() -> None:
     for _ in range(6):
         greedy += (model.candidates((1, 2, *greedy), 1)[0].token_id,)
     assert hypothesis.token_ids == greedy
+
+
+@pytest.mark.parametrize("length_penalty", [-100.0, 100.0])
+@pytest.mark.parametrize("early_stopping", EARLY)
+def test_scores_stay_finite(length_penalty: float, early_stopping: EarlyStopping) -> None:
+    """4096 ** 100 is no floating-point number, and its inverse is 0."""
+    search = BeamSearch(BeamParams(2, length_penalty, early_stopping, 0.0, (0,)), max_new_tokens=4096)
+    while not search.is_over:
+        search.advance([row(-1.0, -9.0, -11.0)] * len(search.beams))
+    assert all(isfinite(each.score) for each in search.hypotheses)
