@@ -1,18 +1,31 @@
-"""The first kernel: all logits are read once, by many programs a row, and leave two numbers a block.
+"""The first kernels: all logits are read once, by many programs a row, and leave two numbers a block.
 
 From the largest logit of each block follow the largest of the row and cheap bounds of what top-k and top-p
-keep; from the masses follows the block that a row without them draws from.
+keep; from the masses follows the block that a row without them draws from, or the sum of all exponentials.
 """
 
 import triton
 import triton.language as tl
 
-from engine.sampling.kernels.row import TEMPERATURE, TOP_K, count_banned, is_random, load_float, load_logits
+from engine.sampling.kernels.row import (
+    BEAM,
+    CHANGES,
+    FLAGS,
+    NUM_REPORTED,
+    TEMPERATURE,
+    TOP_K,
+    count_banned,
+    is_random,
+    load_float,
+    load_logits,
+    load_unbanned,
+)
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
 def summarize_blocks(
     logits,  # [n, vocab_size]
+    processed,  # float32 [n, vocab_size]; None: no row has any
     rows,  # int32 [n], -1: nothing to do
     packed,  # int32: rows.RowState
     maxima,  # float32 [n, num_blocks]
@@ -29,19 +42,69 @@ def summarize_blocks(
     if row < 0:
         return
     state = packed + row.to(tl.int64) * packed_stride
+    logits += sample.to(tl.int64) * logits_stride
+    is_processed = 0
+    num_banned = count_banned(state)
+    if processed is not None:
+        processed += sample.to(tl.int64) * vocab_size
+        is_processed = tl.load(state + FLAGS) & CHANGES
+        num_banned = tl.where(is_processed != 0, 0, num_banned)  # patch_rows has done it
+    row_logits = (logits, processed, is_processed)
     blocks = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    values = load_logits(
-        logits + sample.to(tl.int64) * logits_stride,
-        token_ids,
-        token_ids < vocab_size,
-        state,
-        count_banned(state),
-    )
+    values = load_logits(row_logits, token_ids, token_ids < vocab_size, state, num_banned)
     largest = tl.max(values, 1)
     tl.store(maxima + sample * num_blocks + blocks, largest, mask=blocks < num_blocks)
     # What top-k keeps has a mass of its own, which has to wait for it.
     if is_random(state) & (tl.load(state + TOP_K) == 0):
-        base = tl.where(tl.abs(largest) < float("inf"), largest, 0.0)
-        weights = tl.exp((values - base[:, None]) / load_float(state, TEMPERATURE))
+        weights = _weigh(values, largest, load_float(state, TEMPERATURE))
         tl.store(masses + sample * num_blocks + blocks, tl.sum(weights, 1), mask=blocks < num_blocks)
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def summarize_raw(
+    logits,  # [n, vocab_size]
+    rows,  # int32 [n], -1: nothing to do; None: all rows of the logits
+    packed,  # int32: rows.RowState; None if rows is
+    maxima,  # float32 [n, num_blocks]
+    masses,  # float32 [n, num_blocks]: sums of exp(logit - the block's largest)
+    logits_stride,
+    packed_stride,
+    vocab_size,
+    num_blocks,
+    BLOCK: tl.constexpr,  # tokens
+    CHUNK: tl.constexpr,  # blocks of a program
+):
+    """Of the model's own logits, for rows that report log-probabilities or start from them."""
+    sample = tl.program_id(1)
+    if rows is not None:
+        row = tl.load(rows + sample)
+        if row < 0:
+            return
+        state = packed + row.to(tl.int64) * packed_stride
+        if (tl.load(state + NUM_REPORTED) < 0) & ((tl.load(state + FLAGS) & BEAM) == 0):
+            return
+    row_logits = (logits + sample.to(tl.int64) * logits_stride, None, 0)
+    blocks = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    values = load_unbanned(row_logits, token_ids, token_ids < vocab_size)
+    largest = tl.max(values, 1)
+    tl.store(maxima + sample * num_blocks + blocks, largest, mask=blocks < num_blocks)
+    mass = tl.sum(_weigh(values, largest, 1.0), 1)
+    tl.store(masses + sample * num_blocks + blocks, mass, mask=blocks < num_blocks)
+
+
+@triton.jit
+def _weigh(values, largest, temperature):
+    base = tl.where(tl.abs(largest) < float("inf"), largest, 0.0)
+    return tl.exp((values - base[:, None]) / temperature)
+
+
+@triton.jit
+def log_sum_exp(maxima, masses, num_blocks, LENGTH: tl.constexpr):
+    """float32, of a row's blocks. LENGTH: num_blocks, to a power of two."""
+    index = tl.arange(0, LENGTH)
+    largest_of = tl.load(maxima + index, mask=index < num_blocks, other=float("-inf"))
+    mass_of = tl.load(masses + index, mask=index < num_blocks, other=0.0)
+    largest = tl.max(largest_of, 0)
+    return largest + tl.log(tl.sum(mass_of * tl.exp(largest_of - largest), 0))

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from engine.sampling.kernels.row import HIGHEST, weigh
+from engine.sampling.kernels.typical import by_key, rank, weigh_with_distance
 
 TOLERANCE = tl.constexpr(1 << 16)  # of a bound that need not be exact: 1/128 of the value
 
@@ -90,3 +91,17 @@ def truncate(keys, top_k, top_p, total, high):
 def without_ties(mass, num_kept, top_k, last):
     """The mass of top_k tokens alone, where num_kept survive because some tie with the last one."""
     return mass - tl.maximum(num_kept - top_k, 0.0) * weigh(last).to(tl.float64)
+
+
+@triton.jit
+def truncate_typical(keys, last, typical_p):
+    """As scan.truncate_many returns it: the last rank that typical_p keeps, of keys up to `last`."""
+    mean, _ = by_key()
+    high = last
+    if typical_p < 1:
+        weights, distances = weigh_with_distance(keys, last)
+        total = tl.sum(weights.to(tl.float64), 0)
+        mean = (tl.sum(distances.to(tl.float64), 0) / total).to(tl.float32)
+        low, high = all_keys()
+        high = bisect(rank(keys, (mean, last)), weights.to(tl.float64), total * typical_p, low, high, 0)
+    return mean, last, high

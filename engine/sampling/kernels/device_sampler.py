@@ -1,31 +1,21 @@
 """The sampler of a step that a CUDA graph replays."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
-import triton
 from torch import Tensor
 
-from engine.sampling.kernels.blocks import summarize_blocks
-from engine.sampling.kernels.finish import finish_rows
+from engine.sampling.kernels.passes import Passes
+from engine.sampling.kernels.scratch import make_scratch
 from engine.sampling.kernels.tuning import Tuning
-from engine.sampling.rows import Column, RowState
+from engine.sampling.report import MAX_CANDIDATES, REPORT_WIDTH
+from engine.sampling.rows import Hints, RowState
+from engine.sampling.tables import RowTables
 from scheduler.step import NewRow
 
-
-@dataclass(frozen=True, slots=True)
-class _Scratch:
-    """What the first kernel leaves for the second, and what that one keeps for itself.
-
-    maxima, masses, listed: [samples, blocks]. few_ids, few_keys: [samples, few].
-    """
-
-    maxima: Tensor
-    masses: Tensor
-    listed: Tensor
-    few_ids: Tensor
-    few_keys: Tensor
+Custom = Callable[[Tensor, Tensor], None]
+"""Called with processed logits, float32 [n, vocab_size], to be changed in place, and rows, int32 [n] with -1
+for padding. Rows without Flag.CHANGES have no processed logits: what is there means nothing."""
 
 
 class DeviceSampler:
@@ -36,6 +26,9 @@ class DeviceSampler:
     rows and for rows with a temperature alone. Elsewhere they bound what can survive, mostly to a few blocks,
     whose survivors are held in registers and searched for the exact threshold: the one of the torch sampler,
     but for the rounding of sums. Where too many may survive, the search goes over the logits themselves.
+
+    Rows that change their logits get a float32 copy of them, in one pass for all but single banned tokens,
+    and are sampled from it; the logits themselves are read only.
     """
 
     def __init__(
@@ -47,29 +40,42 @@ class DeviceSampler:
         max_num_samples: int,
         device: torch.device,
         tuning: Tuning = Tuning(),  # noqa: B008
+        state: RowState | None = None,
     ) -> None:
-        self._tuning = tuning
+        """max_num_samples: the most rows of a step. state: the rows, made as here, where custom processors
+        had to know them first. What this allocates: scratch_bytes, and table_bytes for the rows.
+        """
         self._vocab_size = vocab_size
-        self._rows = RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
-        self._num_blocks = triton.cdiv(vocab_size, tuning.block)
-        by_block, few = (max_num_samples, self._num_blocks), (max_num_samples, tuning.few)
-        self._scratch = _Scratch(
-            maxima=torch.empty(by_block, dtype=torch.float32, device=device),
-            masses=torch.empty(by_block, dtype=torch.float32, device=device),
-            listed=torch.empty(by_block, dtype=torch.int32, device=device),
-            few_ids=torch.empty(few, dtype=torch.int32, device=device),
-            few_keys=torch.empty(few, dtype=torch.int32, device=device),
-        )
+        self._max_num_samples = max_num_samples
+        self.state = state or RowState(max_num_rows, vocab_size, max_model_len, eos_token_ids, device)
+        scratch = make_scratch(max_num_samples, vocab_size, tuning, device)
+        self._passes = Passes(self.state, scratch, tuning)
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:
         """As Sampler.set_rows: enqueued on the current stream, and not to be captured."""
         if new_rows:
-            self._rows.write(new_rows)
+            self.state.write(new_rows)
+
+    @property
+    def tables(self) -> RowTables:
+        """Always the same memory."""
+        return self.state.tables
+
+    def processed(self, num_samples: int) -> Tensor:
+        """float32 [num_samples, vocab_size], what `sample_processed` hands to `custom`: always the same
+        memory.
+        """
+        return self._passes.scratch.processed[:num_samples]
+
+    def hints(self, host_rows: Sequence[int]) -> Hints:
+        """What the rows of a step ask for, to choose between `sample` and `sample_processed`."""
+        return self.state.hints(host_rows)
 
     def sample(self, logits: Tensor, rows: Tensor, last_token: Tensor, out: Tensor) -> None:
         """One token for each row, which counts as generated. Nothing is allocated or waited for.
 
         The first call with a dtype compiles, which a capture must not: make one of padding before it.
+        No row may have Flag.CHANGES, COUNTS or KEEPS, or a NUM_REPORTED of 0 or more: those would be ignored.
 
         logits: [n, vocab_size] float32, bfloat16 or float16, read only. rows: [n] int32, all different but
         for -1, which is padding. out: [2, n] int32, token ids and `Finish` codes, 0 and 0 for padding.
@@ -77,49 +83,52 @@ class DeviceSampler:
         with nothing above -inf, gets Finish.ERROR and some token id in range. Where several logits are the
         largest, greedy rows take the lowest token id.
         """
-        num_samples = len(rows)
-        packed, scratch = self._rows.packed, self._scratch
-        assert logits.shape == (num_samples, self._vocab_size)
+        self._check(logits, rows, out)
+        self._passes.summarize(logits, rows, is_processed=False)
+        self._passes.finish(logits, rows, last_token, out, is_processed=False)
+
+    def sample_processed(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        last_token: Tensor,
+        out: Tensor,
+        report: Tensor,
+        custom: Custom | None = None,
+    ) -> None:
+        """`sample` of rows that ask for anything. Captured, or not, like it, if `custom` can be.
+
+        report: int32 [n, REPORT_WIDTH], see sampling.report; rows that report nothing leave it as it is.
+        Where a row has Finish.ERROR its report means nothing. Rows of a beam search get the largest of their
+        processed logits as token, which nothing counts, and no Finish but ERROR.
+        """
+        self._check(logits, rows, out)
+        assert report.shape == (len(rows), REPORT_WIDTH)
+        assert report.is_contiguous()
+        passes = self._passes
+        passes.summarize_raw(logits, rows)
+        passes.process(logits, rows)
+        passes.patch(logits, rows)
+        if custom is not None:
+            custom(self.processed(len(rows)), rows)
+        passes.summarize(logits, rows, is_processed=True)
+        passes.finish(logits, rows, last_token, out, is_processed=True)
+        passes.report(logits, rows, out[0], report)
+
+    def score(self, logits: Tensor, token_ids: Tensor, num_reported: int, report: Tensor) -> None:
+        """Log-probabilities of given tokens, and of the num_reported most likely ones beside each.
+
+        logits: [m, vocab_size], of any number of positions up to max_num_samples. token_ids: int32 [m].
+        report: int32 [m, REPORT_WIDTH], written. Not to be called while a step is being enqueued elsewhere:
+        they share scratch memory.
+        """
+        assert len(logits) == len(token_ids) == len(report) <= self._max_num_samples
+        assert 0 <= num_reported <= MAX_CANDIDATES
+        assert report.is_contiguous()
+        self._passes.summarize_raw(logits, None)
+        self._passes.report(logits, None, token_ids, report, num_reported)
+
+    def _check(self, logits: Tensor, rows: Tensor, out: Tensor) -> None:
+        assert logits.shape == (len(rows), self._vocab_size)
         assert logits.stride(1) == out.stride(1) == 1
-        assert num_samples <= len(scratch.maxima)
-        tuning, length = self._tuning, triton.next_power_of_2(self._num_blocks)
-        chunk = min(tuning.chunk, length)
-        summarize_blocks[(triton.cdiv(self._num_blocks, chunk), num_samples)](
-            logits,
-            rows,
-            packed,
-            scratch.maxima,
-            scratch.masses,
-            logits.stride(0),
-            packed.stride(0),
-            self._vocab_size,
-            self._num_blocks,
-            BLOCK=tuning.block,
-            CHUNK=chunk,
-            num_warps=tuning.summary_warps,
-        )
-        stop_width = packed.shape[1] - Column.STOP_IDS
-        finish_rows[(num_samples,)](
-            logits,
-            rows,
-            packed,
-            scratch.maxima,
-            scratch.masses,
-            scratch.listed,
-            scratch.few_ids,
-            scratch.few_keys,
-            last_token,
-            out,
-            logits.stride(0),
-            packed.stride(0),
-            out.stride(0),
-            self._vocab_size,
-            self._num_blocks,
-            BLOCK=tuning.block,
-            TILE=min(tuning.tile, length),
-            FEW=tuning.few,
-            LENGTH=length,
-            STOP_WIDTH=stop_width,
-            STOP_LENGTH=triton.next_power_of_2(stop_width),
-            num_warps=tuning.finish_warps,
-        )
+        assert len(rows) <= self._max_num_samples

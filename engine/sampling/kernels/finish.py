@@ -3,9 +3,13 @@
 import triton
 import triton.language as tl
 
-from engine.sampling.kernels.bounds import bound_top_k, bound_top_p, truncate
+from engine.sampling.kernels.advance import advance
+from engine.sampling.kernels.bounds import bound_top_k, bound_top_p, truncate, truncate_typical
 from engine.sampling.kernels.draw import draw
 from engine.sampling.kernels.row import (
+    BEAM,
+    CHANGES,
+    FLAGS,
     HIGHEST,
     MAX_NEW_TOKENS,
     MIN_P,
@@ -14,6 +18,7 @@ from engine.sampling.kernels.row import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    TYPICAL_P,
     count_banned,
     draw_uniform,
     is_random,
@@ -30,8 +35,10 @@ from engine.sampling.kernels.scan import (
     truncate_many,
     weigh_blocks,
 )
+from engine.sampling.kernels.typical import by_key, rank
 from scheduler.step import Finish
 
+_NONE = tl.constexpr(int(Finish.NONE))
 _STOP = tl.constexpr(int(Finish.STOP))
 _LENGTH = tl.constexpr(int(Finish.LENGTH))
 _ERROR = tl.constexpr(int(Finish.ERROR))
@@ -39,21 +46,21 @@ _ERROR = tl.constexpr(int(Finish.ERROR))
 
 @triton.jit
 def _find_largest(
-    logits, vocab_size, state, num_banned, maxima, largest, BLOCK: tl.constexpr, LENGTH: tl.constexpr
+    row_logits, vocab_size, state, num_banned, maxima, largest, BLOCK: tl.constexpr, LENGTH: tl.constexpr
 ):
     """The lowest token id that has the largest logit."""
     block = tl.min(tl.where(maxima == largest, tl.arange(0, LENGTH), LENGTH), 0)
     token_ids = block * BLOCK + tl.arange(0, BLOCK)
-    values = load_logits(logits, token_ids, token_ids < vocab_size, state, num_banned)
+    values = load_logits(row_logits, token_ids, token_ids < vocab_size, state, num_banned)
     return tl.min(tl.where(values == largest, token_ids, vocab_size - 1), 0)
 
 
 @triton.jit
-def _draw_within(source, block, last, fraction, BLOCK: tl.constexpr):
-    """A token of one block, of those with keys up to `last`."""
+def _draw_within(source, order, block, last, fraction, BLOCK: tl.constexpr):
+    """A token of one block, of those with ranks up to `last`."""
     token_ids = block * BLOCK + tl.arange(0, BLOCK)
     keys = load_keys(source, token_ids, token_ids >= 0)
-    weights = tl.where(keys <= last, weigh(keys), 0.0).to(tl.float64)
+    weights = tl.where(rank(keys, order) <= last, weigh(keys), 0.0).to(tl.float64)
     index, _ = draw(weights, fraction, BLOCK)
     return block * BLOCK + index
 
@@ -63,10 +70,11 @@ def _draw_restricted(
     source, state, block_keys, block_masses, fraction, listed, masses, few_ids, few_keys,
     BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """A token of those that top-k, top-p and min-p keep."""
+    """A token of those that top-k, top-p, min-p and typical-p keep."""
     top_k = tl.load(state + TOP_K)
     top_p = load_float(state, TOP_P)
     min_p = load_float(state, MIN_P)
+    typical_p = load_float(state, TYPICAL_P)
     total = tl.sum(block_masses, 0)
     floor = tl.abs(tl.log(tl.maximum(min_p, 1.1754943508222875e-38))).to(tl.int32, bitcast=True)
     floor = tl.where(min_p > 0, floor, HIGHEST)
@@ -76,23 +84,23 @@ def _draw_restricted(
     elif top_p < 1:
         high = bound_top_p(block_keys, block_masses, total * top_p, BLOCK)
     num_listed = list_blocks(block_keys, high, listed, LENGTH)
-    count = gather(source, listed, num_listed, 0, high, few_ids, few_keys, BLOCK, TILE, FEW)
+    count = gather(source, by_key(), listed, num_listed, 0, high, few_ids, few_keys, BLOCK, TILE, FEW)
     token_id = 0
     if count <= FEW:
         keys = load_few(few_keys, count, FEW)
         last = tl.minimum(truncate(keys, top_k, top_p, total, high), floor)
-        weights = tl.where(keys <= last, weigh(keys), 0.0).to(tl.float64)
+        mean, key, last = truncate_typical(keys, last, typical_p)
+        weights = tl.where(rank(keys, (mean, key)) <= last, weigh(keys), 0.0).to(tl.float64)
         index, _ = draw(weights, fraction, FEW)
         token_id = tl.load(few_ids + index)
     else:
-        last = truncate_many(
+        mean, key, last = truncate_many(
             source,
             listed,
             num_listed,
             block_keys,
             block_masses,
-            top_k,
-            top_p,
+            (top_k, top_p, floor, typical_p),
             total,
             high,
             few_ids,
@@ -101,11 +109,10 @@ def _draw_restricted(
             TILE,
             FEW,
         )
-        last = tl.minimum(last, floor)
-        index, rest = draw(
-            weigh_blocks(source, listed, num_listed, last, masses, BLOCK, TILE, LENGTH), fraction, LENGTH
-        )
-        token_id = _draw_within(source, tl.load(listed + index), last, rest, BLOCK)
+        order = (mean, key)
+        block_weights = weigh_blocks(source, order, listed, num_listed, last, masses, BLOCK, TILE, LENGTH)
+        index, rest = draw(block_weights, fraction, LENGTH)
+        token_id = _draw_within(source, order, tl.load(listed + index), last, rest, BLOCK)
     return token_id
 
 
@@ -117,12 +124,16 @@ def _verdict(state, token_id, largest, STOP_WIDTH: tl.constexpr, STOP_LENGTH: tl
     is_last = tl.load(state + NUM_GENERATED) + 1 >= tl.load(state + MAX_NEW_TOKENS)
     finish = tl.where(is_last, _LENGTH, 0)
     finish = tl.where(tl.max((stop_ids == token_id).to(tl.int32), 0) > 0, _STOP, finish)
+    finish = tl.where((tl.load(state + FLAGS) & BEAM) != 0, _NONE, finish)  # the token is none of its own
     return tl.where(tl.abs(largest) < float("inf"), finish, _ERROR)
 
 
 @triton.jit(do_not_specialize=["num_blocks", "out_stride"])  # one compilation for all batch sizes
 def finish_rows(
     logits,  # [n, vocab_size]
+    processed,  # float32 [n, vocab_size], and `seen` and `history` of tables.RowTables; or None, all three,
+    seen,  # if no row has any
+    history,
     rows,  # int32 [n], -1: writes zeros
     packed,  # int32: rows.RowState
     maxima,  # float32 [n, num_blocks], and masses: of summarize_blocks
@@ -136,6 +147,7 @@ def finish_rows(
     packed_stride,
     out_stride,
     vocab_size,
+    history_width,
     num_blocks,
     BLOCK: tl.constexpr,  # tokens
     TILE: tl.constexpr,  # blocks
@@ -157,34 +169,44 @@ def finish_rows(
     listed += sample * num_blocks
     few_ids += sample * FEW
     few_keys += sample * FEW
+    is_processed = 0
+    num_banned = count_banned(state)
+    if processed is not None:
+        processed += sample.to(tl.int64) * vocab_size
+        is_processed = tl.load(state + FLAGS) & CHANGES
+        num_banned = tl.where(is_processed != 0, 0, num_banned)  # patch_rows has done it
+    row_logits = (logits, processed, is_processed)
 
     index = tl.arange(0, LENGTH)
     largest_of = tl.load(maxima + index, mask=index < num_blocks, other=float("-inf"))
     largest = tl.max(largest_of, 0)
-    num_banned = count_banned(state)
     token_id = 0
     if is_random(state) & (tl.abs(largest) < float("inf")):
         temperature = load_float(state, TEMPERATURE)
-        source = (logits, vocab_size, largest, temperature, state, num_banned)
+        source = (row_logits, vocab_size, largest, temperature, state, num_banned)
         fraction = draw_uniform(state)
         block_keys = to_keys(largest_of, largest, temperature)
         has_masses = (index < num_blocks) & (tl.load(state + TOP_K) == 0)
         block_masses = tl.load(masses + index, mask=has_masses, other=0.0).to(tl.float64)
         block_masses *= weigh(block_keys).to(tl.float64)
         is_restricted = (tl.load(state + TOP_K) > 0) | (load_float(state, TOP_P) < 1)
-        if is_restricted | (load_float(state, MIN_P) > 0):
+        is_restricted |= (load_float(state, MIN_P) > 0) | (load_float(state, TYPICAL_P) < 1)
+        if is_restricted:
             token_id = _draw_restricted(
                 source, state, block_keys, block_masses, fraction, listed, masses, few_ids, few_keys,
                 BLOCK, TILE, FEW, LENGTH,
             )  # fmt: skip
         else:
             block, rest = draw(block_masses, fraction, LENGTH)
-            token_id = _draw_within(source, block, HIGHEST, rest, BLOCK)
+            mean, last = by_key()
+            token_id = _draw_within(source, (mean, last), block, last, rest, BLOCK)
     else:
-        token_id = _find_largest(logits, vocab_size, state, num_banned, largest_of, largest, BLOCK, LENGTH)
+        token_id = _find_largest(
+            row_logits, vocab_size, state, num_banned, largest_of, largest, BLOCK, LENGTH
+        )
 
     finish = _verdict(state, token_id, largest, STOP_WIDTH, STOP_LENGTH)
     tl.store(out + sample, token_id)
     tl.store(out + out_stride + sample, finish)
     tl.store(last_token + row, token_id)
-    tl.store(state + NUM_GENERATED, tl.load(state + NUM_GENERATED) + 1)
+    advance(state, row, token_id, seen, history, vocab_size, history_width)

@@ -1,5 +1,8 @@
 """What the kernels read of a row: its packed state (rows.Column), its logits, and its random number.
 
+A row's logits are a tuple: those of the model, at the row's first; `processed` likewise, or None in a launch
+whose rows have none; and whether the row is to be read from there.
+
 A token's *key* is the bits of how far its logit, over the temperature, lies below the largest: a float32 that
 is never negative, whose bits as an integer are in the same order. So key 0 is the most likely token, equal
 keys are ties, and a search over integers ends at an exact threshold.
@@ -9,15 +12,21 @@ import triton
 import triton.language as tl
 
 from engine.sampling.philox import Purpose
-from engine.sampling.rows import Column
+from engine.sampling.rows import Column, Flag
 
+FLAGS = tl.constexpr(int(Column.FLAGS))
 TEMPERATURE = tl.constexpr(int(Column.TEMPERATURE))
 TOP_K = tl.constexpr(int(Column.TOP_K))
 TOP_P = tl.constexpr(int(Column.TOP_P))
 MIN_P = tl.constexpr(int(Column.MIN_P))
+TYPICAL_P = tl.constexpr(int(Column.TYPICAL_P))
+NUM_PROMPT = tl.constexpr(int(Column.NUM_PROMPT))
+NUM_REPORTED = tl.constexpr(int(Column.NUM_REPORTED))
 NUM_GENERATED = tl.constexpr(int(Column.NUM_GENERATED))
 MAX_NEW_TOKENS = tl.constexpr(int(Column.MAX_NEW_TOKENS))
 STOP_IDS = tl.constexpr(int(Column.STOP_IDS))
+CHANGES = tl.constexpr(int(Flag.CHANGES))
+BEAM = tl.constexpr(int(Flag.BEAM))
 _SEED_LOW = tl.constexpr(int(Column.SEED_LOW))
 _SEED_HIGH = tl.constexpr(int(Column.SEED_HIGH))
 _OUTPUT_INDEX = tl.constexpr(int(Column.OUTPUT_INDEX))
@@ -48,17 +57,35 @@ def count_banned(state):
 
 
 @triton.jit
-def load_logits(logits, token_ids, is_read, state, num_banned):
-    """float32: -inf where banned or not read; NaN as +inf, which the largest logit then shows.
+def load_unbanned(row_logits, token_ids, is_read):
+    """float32: -inf where not read; NaN as +inf, which the largest logit then shows.
 
-    logits: a row's first. num_banned: of `count_banned`; rows that ban nothing pay nothing for it.
+    Of the model's logits and the processed ones just one is read.
     """
-    values = tl.load(logits + token_ids, mask=is_read, other=float("-inf")).to(tl.float32)
+    logits, processed, is_processed = row_logits
+    if processed is None:
+        values = tl.load(logits + token_ids, mask=is_read, other=float("-inf")).to(tl.float32)
+    else:
+        is_given = is_read & (is_processed == 0)
+        given = tl.load(logits + token_ids, mask=is_given, other=float("-inf")).to(tl.float32)
+        is_made = is_read & (is_processed != 0)
+        made = tl.load(processed + token_ids, mask=is_made, other=float("-inf"))
+        values = tl.where(is_processed != 0, made, given)
+    return tl.where(values == values, values, float("inf"))
+
+
+@triton.jit
+def load_logits(row_logits, token_ids, is_read, state, num_banned):
+    """As load_unbanned, but -inf where banned, NaN or not.
+
+    num_banned: of `count_banned`; rows that ban nothing pay nothing for it.
+    """
+    values = load_unbanned(row_logits, token_ids, is_read)
     index = 0
     while index < num_banned:  # not range(): Triton's interpreter cannot count to what was loaded
         values = tl.where(token_ids == tl.load(state + STOP_IDS + index), float("-inf"), values)
         index += 1
-    return tl.where(values == values, values, float("inf"))
+    return values
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Passes over a row's logits, tile by tile, of those blocks that may hold what a restriction keeps.
 
-`source` is a row as tuple: its logits, vocab_size, largest logit, temperature, state and num_banned.
-`listed`: int32 [num_listed], the blocks, ascending.
+`source` is a row as tuple: its logits (row.py), vocab_size, largest logit, temperature, state and num_banned.
+`listed`: int32 [num_listed], the blocks, ascending. `order`: of typical.py.
 """
 
 import triton
@@ -9,12 +9,13 @@ import triton.language as tl
 
 from engine.sampling.kernels.bounds import bisect, bound_from_below, without_ties
 from engine.sampling.kernels.row import IMPOSSIBLE, load_logits, to_keys, weigh
+from engine.sampling.kernels.typical import by_key, highest_rank, rank, weigh_with_distance
 
 
 @triton.jit
 def load_keys(source, token_ids, is_read):
-    logits, vocab_size, largest, temperature, state, num_banned = source
-    values = load_logits(logits, token_ids, is_read & (token_ids < vocab_size), state, num_banned)
+    row_logits, vocab_size, largest, temperature, state, num_banned = source
+    values = load_logits(row_logits, token_ids, is_read & (token_ids < vocab_size), state, num_banned)
     return to_keys(values, largest, temperature)
 
 
@@ -39,10 +40,10 @@ def list_blocks(block_keys, high, listed, LENGTH: tl.constexpr):
 
 @triton.jit
 def gather(
-    source, listed, num_listed, low, high, few_ids, few_keys,
+    source, order, listed, num_listed, low, high, few_ids, few_keys,
     BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
-    """Write the tokens with keys in [low, high], in the order of their ids, if they are at most FEW.
+    """Write the tokens with ranks in [low, high], in the order of their ids, if they are at most FEW.
 
     How many they are, or some number above FEW.
     """
@@ -51,7 +52,8 @@ def gather(
     start = 0
     while (start < num_listed) & (count <= FEW):
         token_ids, keys = load_tile(source, listed, start, num_listed, BLOCK, TILE)
-        is_chosen = ((keys >= low) & (keys <= high)).to(tl.int32)
+        ranks = rank(keys, order)
+        is_chosen = ((ranks >= low) & (ranks <= high)).to(tl.int32)
         in_block = tl.sum(is_chosen, 1)
         place = (tl.cumsum(in_block, 0) - in_block)[:, None] + tl.cumsum(is_chosen, 1) - 1 + count
         fits = (is_chosen > 0) & (place < FEW)
@@ -71,9 +73,9 @@ def load_few(few_keys, count, FEW: tl.constexpr):
 
 @triton.jit
 def measure(
-    source, listed, num_listed, by_mass, first, second, third, BLOCK: tl.constexpr, TILE: tl.constexpr
+    source, order, listed, num_listed, by_mass, first, second, third, BLOCK: tl.constexpr, TILE: tl.constexpr
 ):
-    """The masses (by_mass; else the numbers) of tokens with keys up to each of three, float64."""
+    """The masses (by_mass; else the numbers) of tokens with ranks up to each of three, float64."""
     below_first = tl.zeros([TILE, BLOCK], tl.float32)
     below_second = tl.zeros([TILE, BLOCK], tl.float32)
     below_third = tl.zeros([TILE, BLOCK], tl.float32)
@@ -81,9 +83,10 @@ def measure(
     while start < num_listed:
         _, keys = load_tile(source, listed, start, num_listed, BLOCK, TILE)
         weights = tl.where(by_mass, weigh(keys), 1.0)
-        below_first += tl.where(keys <= first, weights, 0.0)
-        below_second += tl.where(keys <= second, weights, 0.0)
-        below_third += tl.where(keys <= third, weights, 0.0)
+        ranks = rank(keys, order)
+        below_first += tl.where(ranks <= first, weights, 0.0)
+        below_second += tl.where(ranks <= second, weights, 0.0)
+        below_third += tl.where(ranks <= third, weights, 0.0)
         start += TILE
     return (
         tl.sum(tl.sum(below_first, 1).to(tl.float64), 0),
@@ -94,7 +97,7 @@ def measure(
 
 @triton.jit
 def search(
-    source, listed, num_listed, by_mass, target, low, high, few_ids, few_keys,
+    source, order, listed, num_listed, by_mass, target, low, high, few_ids, few_keys,
     BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
     """bounds.bisect over all tokens: by quarters, until so few are left that registers hold them."""
@@ -107,7 +110,7 @@ def search(
         second = low + (span >> 1).to(tl.int32)
         third = low + ((span * 3) >> 2).to(tl.int32)
         to_first, to_second, to_third = measure(
-            source, listed, num_listed, by_mass, first, second, third, BLOCK, TILE
+            source, order, listed, num_listed, by_mass, first, second, third, BLOCK, TILE
         )
         if to_first >= target:
             high = first
@@ -119,32 +122,69 @@ def search(
             low, below = third + 1, to_third
         is_measured = low >= 0
         if low < high:
-            count = gather(source, listed, num_listed, low, high, few_ids, few_keys, BLOCK, TILE, FEW)
+            count = gather(source, order, listed, num_listed, low, high, few_ids, few_keys, BLOCK, TILE, FEW)
     if low < high:
         keys = load_few(few_keys, count, FEW)
         weights = tl.where(by_mass, weigh(keys), 1.0).to(tl.float64)
-        high = bisect(keys, weights, target - below, low, high, 0)
+        high = bisect(rank(keys, order), weights, target - below, low, high, 0)
     return high
 
 
 @triton.jit
+def sum_distances(source, last, listed, num_listed, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """The sums of typical.weigh_with_distance, float64."""
+    masses = tl.zeros([TILE, BLOCK], tl.float32)
+    distances = tl.zeros([TILE, BLOCK], tl.float32)
+    start = 0
+    while start < num_listed:
+        _, keys = load_tile(source, listed, start, num_listed, BLOCK, TILE)
+        mass, distance = weigh_with_distance(keys, last)
+        masses += mass
+        distances += distance
+        start += TILE
+    mass = tl.sum(tl.sum(masses, 1).to(tl.float64), 0)
+    return mass, tl.sum(tl.sum(distances, 1).to(tl.float64), 0)
+
+
+@triton.jit
 def truncate_many(
-    source, listed, num_listed, block_keys, block_masses, top_k, top_p, total, high, few_ids, few_keys,
+    source, listed, num_listed, block_keys, block_masses, restrictions, total, high, few_ids, few_keys,
     BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
-    """bounds.truncate where more than FEW tokens have keys up to `high`."""
-    for by_mass in range(2):  # first by number, for top-k; then by mass, for top-p
-        is_restricted = tl.where(by_mass == 1, (top_p < 1).to(tl.int32), (top_k > 0).to(tl.int32))
+    """bounds.truncate where more than FEW tokens have keys up to `high`.
+
+    restrictions: top_k, top_p, the last key that min-p keeps, and typical_p. Returns an order as its two
+    parts, and the last rank that is kept in it.
+    """
+    top_k, top_p, floor, typical_p = restrictions
+    mean, last = by_key()
+    for stage in range(
+        3
+    ):  # by number, for top-k; by mass, for top-p; by mass in another order, for typical-p
+        is_restricted = (top_k > 0).to(tl.int32)
+        if stage == 1:
+            is_restricted = (top_p < 1).to(tl.int32)
+        if stage == 2:
+            high = tl.minimum(high, floor)
+            is_restricted = (typical_p < 1).to(tl.int32)
         if is_restricted > 0:
-            target = tl.where(by_mass == 1, total * top_p, top_k.to(tl.float64))
+            target = tl.where(stage == 1, total * top_p, top_k.to(tl.float64))
             # Block masses are missing behind top-k, which starts the search for top-p from key 0.
-            weights = tl.where(by_mass == 1, tl.where(top_k > 0, total, block_masses), 1.0 * BLOCK)
+            weights = tl.where(stage == 1, tl.where(top_k > 0, total, block_masses), 1.0 * BLOCK)
             low = bound_from_below(block_keys, weights, target * (1 - 1e-6), high)
+            if stage == 2:
+                mass, distance = sum_distances(source, high, listed, num_listed, BLOCK, TILE)
+                mean = (distance / mass).to(tl.float32)
+                last = high
+                target = mass * typical_p
+                low = high * 0
+                high = highest_rank((mean, last))
             high = search(
                 source,
+                (mean, last),
                 listed,
                 num_listed,
-                by_mass == 1,
+                stage > 0,
                 target,
                 low,
                 high,
@@ -154,23 +194,27 @@ def truncate_many(
                 TILE,
                 FEW,
             )
-            if (by_mass == 0) & (top_p < 1):
-                mass, _, _ = measure(source, listed, num_listed, True, high, high, high, BLOCK, TILE)
-                number, _, _ = measure(source, listed, num_listed, False, high, high, high, BLOCK, TILE)
+            if (stage == 0) & (top_p < 1):
+                order = (mean, last)
+                mass, _, _ = measure(source, order, listed, num_listed, True, high, high, high, BLOCK, TILE)
+                number, _, _ = measure(
+                    source, order, listed, num_listed, False, high, high, high, BLOCK, TILE
+                )
                 total = without_ties(mass, number, top_k, high)
-    return high
+    return mean, last, high
 
 
 @triton.jit
 def weigh_blocks(
-    source, listed, num_listed, last, masses, BLOCK: tl.constexpr, TILE: tl.constexpr, LENGTH: tl.constexpr
-):
-    """The mass of keys up to `last` in each listed block, float64 [LENGTH]. masses: float32, to pass them."""
+    source, order, listed, num_listed, last, masses,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """The mass of ranks up to `last` in each listed block, float64 [LENGTH]. masses: float32 scratch."""
     start = 0
     while start < num_listed:
         _, keys = load_tile(source, listed, start, num_listed, BLOCK, TILE)
         index = start + tl.arange(0, TILE)
-        weights = tl.where(keys <= last, weigh(keys), 0.0)
+        weights = tl.where(rank(keys, order) <= last, weigh(keys), 0.0)
         tl.store(masses + index, tl.sum(weights, 1), mask=index < num_listed)
         start += TILE
     tl.debug_barrier()

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """All powers of two; measured on an H200 (benchmarks/sampling.py).
+    """All powers of two; the first six measured on an H200 (benchmarks/sampling.py).
 
     block: tokens of which the first kernel leaves one maximum and one mass.
     chunk: blocks that one program of it reads.
-    tile: blocks that the second kernel looks at in one go.
+    tile: blocks that the last kernel looks at in one go.
     few: tokens that it holds in registers; where more may survive, it passes over the logits several times.
-    summary_warps, finish_warps: of the first and the second kernel.
+    summary_warps, finish_warps: of the first and the last kernel.
+    span: tokens that one program processes, of the vocabulary or the history; at least 32.
+    process_warps, report_warps: of these kernels.
     """
 
     block: int = 128
@@ -20,3 +22,6 @@ class Tuning:
     few: int = 2048
     summary_warps: int = 8
     finish_warps: int = 8
+    span: int = 4096
+    process_warps: int = 8
+    report_warps: int = 8

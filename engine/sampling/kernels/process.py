@@ -1,0 +1,107 @@
+"""The pass over all logits of the rows that change them: bias, penalties, and what may be sampled at all."""
+
+import triton
+import triton.language as tl
+
+from engine.sampling.kernels.blocks import log_sum_exp
+from engine.sampling.kernels.row import BEAM, CHANGES, FLAGS, load_float
+from engine.sampling.rows import Column, Flag
+from engine.sampling.tables import PROMPT_SHIFT
+
+_REPETITION = tl.constexpr(int(Column.REPETITION))
+_PRESENCE = tl.constexpr(int(Column.PRESENCE))
+_FREQUENCY = tl.constexpr(int(Column.FREQUENCY))
+_NUM_BIASES = tl.constexpr(int(Column.NUM_BIASES))
+_PENALIZES = tl.constexpr(int(Flag.PENALIZES))
+_REPEATS_PROMPT = tl.constexpr(int(Flag.REPEATS_PROMPT))
+_ADDS_PROMPT = tl.constexpr(int(Flag.ADDS_PROMPT))
+_MASKS = tl.constexpr(int(Flag.MASKS))
+_SHIFT = tl.constexpr(PROMPT_SHIFT)
+_OUTPUT_MASK = tl.constexpr((1 << PROMPT_SHIFT) - 1)
+_WORD = tl.constexpr(32)  # tokens of a word of the masks
+
+
+@triton.jit
+def _penalize(values, counts, state, flags):
+    """The penalties of tokens with these words of tables.seen. Each operation rounds by itself, as in torch:
+    the kernel has to be compiled without fused multiply-adds.
+    """
+    in_output = counts & _OUTPUT_MASK
+    in_prompt = counts >> _SHIFT
+    repeated = in_output + tl.where((flags & _REPEATS_PROMPT) != 0, in_prompt, 0)
+    added = in_output + tl.where((flags & _ADDS_PROMPT) != 0, in_prompt, 0)
+    repetition = load_float(state, _REPETITION)
+    scaled = tl.where(values > 0, tl.div_rn(values, repetition), values * repetition)
+    values = tl.where(repeated > 0, scaled, values)
+    values = tl.where(added > 0, values - load_float(state, _PRESENCE), values)
+    return values - load_float(state, _FREQUENCY) * added.to(tl.float32)
+
+
+@triton.jit
+def process_rows(
+    logits,  # [n, vocab_size]
+    rows,  # int32 [n], -1: nothing to do
+    packed,  # int32: rows.RowState
+    seen,  # these four: tables.RowTables
+    masks,
+    bias_ids,
+    biases,
+    raw_maxima,  # float32 [n, num_blocks], and raw_masses: of summarize_raw
+    raw_masses,
+    processed,  # float32 [n, vocab_size]
+    logits_stride,
+    packed_stride,
+    vocab_size,
+    mask_width,
+    num_blocks,
+    SPAN: tl.constexpr,  # tokens of a program
+    MAX_BIASES: tl.constexpr,
+    LENGTH: tl.constexpr,  # num_blocks, to a power of two
+):
+    """Rows without Flag.CHANGES cost nothing, and have no processed logits."""
+    sample = tl.program_id(1)
+    row = tl.load(rows + sample).to(tl.int64)
+    if row < 0:
+        return
+    state = packed + row * packed_stride
+    flags = tl.load(state + FLAGS)
+    if (flags & CHANGES) == 0:
+        return
+    logits += sample.to(tl.int64) * logits_stride
+    processed += sample.to(tl.int64) * vocab_size
+    seen += row * vocab_size
+    masks += row * mask_width
+    base = tl.full((), 0.0, tl.float32)
+    if (flags & BEAM) != 0:
+        base = log_sum_exp(
+            raw_maxima + sample * num_blocks, raw_masses + sample * num_blocks, num_blocks, LENGTH
+        )
+
+    words = tl.program_id(0) * (SPAN // _WORD) + tl.arange(0, SPAN // _WORD)
+    bits = tl.arange(0, _WORD)
+    token_ids = words[:, None] * _WORD + bits[None, :]
+    is_real = token_ids < vocab_size
+    values = tl.load(logits + token_ids, mask=is_real, other=0.0).to(tl.float32) - base
+    if (flags & _PENALIZES) != 0:
+        values = _penalize(values, tl.load(seen + token_ids, mask=is_real, other=0), state, flags)
+    if (flags & _MASKS) != 0:
+        mask = tl.load(masks + words, mask=words < mask_width, other=0)
+        values = tl.where(((mask[:, None] >> bits[None, :]) & 1) != 0, values, float("-inf"))
+    tl.store(processed + token_ids, values, mask=is_real)
+
+    num_biases = tl.load(state + _NUM_BIASES)
+    if num_biases > 0:  # comes before all else, so begin again where there is one
+        tl.debug_barrier()
+        index = tl.arange(0, MAX_BIASES)
+        ids = tl.load(bias_ids + row * MAX_BIASES + index, mask=index < num_biases, other=-1)
+        bias = tl.load(biases + row * MAX_BIASES + index, mask=index < num_biases, other=0.0)
+        is_here = (
+            (ids >= tl.program_id(0) * SPAN) & (ids < (tl.program_id(0) + 1) * SPAN) & (ids < vocab_size)
+        )
+        biased = tl.load(logits + ids, mask=is_here, other=0.0).to(tl.float32) - base + bias
+        if (flags & _PENALIZES) != 0:
+            biased = _penalize(biased, tl.load(seen + ids, mask=is_here, other=0), state, flags)
+        if (flags & _MASKS) != 0:
+            mask = tl.load(masks + ids // _WORD, mask=is_here, other=0)
+            biased = tl.where(((mask >> (ids % _WORD)) & 1) != 0, biased, float("-inf"))
+        tl.store(processed + ids, biased, mask=is_here)
