@@ -13,7 +13,7 @@ from engine.serving.commands.environment import ADDRESS_VARIABLE, server_address
 if TYPE_CHECKING:
     from inflight import v1 as pb
 
-_NOT_OPTIONS = ("prompt", "address", "timeout", "json", "quiet", "run")
+_NOT_OPTIONS = ("prompt", "address", "timeout", "json", "quiet", "run", "beam_width")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no summary on stderr")
     _add_sampling(parser.add_argument_group("sampling").add_argument)
+    _add_guided(parser.add_argument_group("guided decoding").add_mutually_exclusive_group().add_argument)
     _add_stopping(parser.add_argument_group("stopping").add_argument)
     _add_request(parser.add_argument_group("request").add_argument)
 
@@ -34,7 +35,23 @@ def _add_sampling(add: Any) -> None:
     add("--top-k", **_value(int, "K", "keep the K most likely tokens; 0 keeps all"))
     add("--top-p", **_value(float, "P", "keep the most likely tokens that have probability P together"))
     add("--min-p", **_value(float, "P", "keep tokens at least P times as likely as the most likely one"))
+    add("--typical-p", **_value(float, "P", "keep the most typical tokens that have probability P together"))
     add("--seed", **_value(int, "SEED", "the same request with the same seed gets the same text"))
+    add("--repetition-penalty", **_value(float, "X", "divide logits of tokens seen before by X; 1 is off"))
+    add("--presence-penalty", **_value(float, "X", "subtract X from logits of tokens generated before"))
+    add("--frequency-penalty", **_value(float, "X", "the same for each time that they were"))
+    add("--no-repeat-ngram-size", **_value(int, "N", "generate no N tokens twice"))
+    bad_word = _value(str, "TEXT", "do not generate TEXT; may be repeated")
+    add("--bad-word", dest="bad_words", **bad_word, action="append")
+    add("--beam-width", **_value(int, "N", "search with N beams instead of sampling"))
+
+
+def _add_guided(add: Any) -> None:
+    add("--json-schema", **_value(str, "SCHEMA", "the output is JSON that this schema describes"))
+    add("--regex", **_value(str, "REGEX", "the output matches this regular expression"))
+    add("--grammar", **_value(str, "GRAMMAR", "the output matches this grammar, in the notation of Lark"))
+    choice = _value(str, "TEXT", "the output is TEXT, or another choice; may be repeated")
+    add("--choice", **choice, action="append")
 
 
 def _add_stopping(add: Any) -> None:
@@ -43,6 +60,9 @@ def _add_stopping(add: Any) -> None:
     add(
         "--stop", dest="stop_strings", **_value(str, "TEXT", "stop at TEXT; may be repeated"), action="append"
     )
+    stop_regex = _value(str, "REGEX", "stop where REGEX matches; may be repeated")
+    add("--stop-regex", **stop_regex, action="append")
+    add("--max-time-seconds", **_value(float, "S", "stop S seconds after the request's arrival"))
     stop_id = _value(int, "ID", "stop at this token; may be repeated")
     add("--stop-token-id", dest="stop_token_ids", **stop_id, action="append")
     add("--ignore-eos", **_switch("go on after the model's end-of-sequence tokens"))
@@ -51,6 +71,8 @@ def _add_stopping(add: Any) -> None:
 
 def _add_request(add: Any) -> None:
     add("-n", **_value(int, "N", "generate N outputs; they are shown when all have ended"))
+    add("--best-of", **_value(int, "N", "generate N outputs, and show the most likely ones"))
+    add("--logprobs", **_value(int, "K", "log-probabilities, and the K most likely tokens; see --json"))
     add("--echo", **_switch("show the prompt first"))
     add("--priority", **_value(int, "N", "higher runs sooner, where the server's policy is priority"))
     add("--request-id", **_value(str, "ID", "name in Abort and in the server's log"))
@@ -83,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
 async def _generate(args: argparse.Namespace, prompt: str, options: dict[str, Any]) -> None:
     from inflight import v1 as pb
 
+    if "beam_width" in args:
+        options["beam"] = pb.Beam(width=args.beam_width)
     show = _show_json if args.json else _show_text
     async with pb.Client(args.address) as client:
         if options.get("n", 1) > 1 and not args.json:

@@ -2,11 +2,12 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
 from engine.serving.mailbox import Mailbox
-from engine.serving.types import OutputDelta, OutputFinish, Timings, Usage
+from engine.serving.types import OutputDelta, OutputFinish, Timings, TokenLogprob, Usage
 from scheduler.request import FinishReason
 
 STOP = OutputFinish(FinishReason.STOP)
@@ -40,6 +41,17 @@ async def test_deltas_that_wait_are_merged_by_output() -> None:
         OutputDelta(0, "a", (1, 2)),
         OutputDelta(1, "xy", (7,), STOP, USAGE, TIMINGS),
     ]
+
+
+async def test_log_probabilities_are_merged_as_tokens_are() -> None:
+    scored = [TokenLogprob(token_id, -1.0, "") for token_id in range(4)]
+    mailbox = Mailbox()
+    mailbox.put(OutputDelta(0, prompt_logprobs=(scored[0],)))
+    mailbox.put(OutputDelta(0, prompt_logprobs=(scored[1],)))
+    mailbox.put(OutputDelta(0, "a", logprobs=(scored[2],)))
+    mailbox.put(replace(end(), logprobs=(scored[3],)))
+    (delta,) = [delta async for delta in mailbox]
+    assert (delta.prompt_logprobs, delta.logprobs) == (tuple(scored[:2]), tuple(scored[2:]))
 
 
 async def test_end_of_the_stream_comes_last_although_its_output_waited_first() -> None:

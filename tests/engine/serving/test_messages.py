@@ -1,6 +1,7 @@
 """Messages to the engine's types and back, without a server."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -12,10 +13,12 @@ from engine.serving.responses import delta_message, finish_message, load_message
 from engine.serving.types import (
     EngineLoad,
     ModelInfo,
+    NamedInfo,
     OutputDelta,
     OutputFinish,
     OutputOptions,
     Timings,
+    TokenLogprob,
     Usage,
 )
 from inflight import v1
@@ -120,10 +123,26 @@ def test_a_field_that_the_server_does_not_know_is_refused(group: str) -> None:
         parse_generate(request, INFO)
 
 
+def test_also_deep_inside() -> None:
+    field_99 = b"\x98\x06\x01"
+    request = v1.make_request("a", logits_processors=["x"], beam=v1.Beam(width=2), choice=["a"])
+    request.sampling.beam.MergeFromString(field_99)
+    with pytest.raises(InvalidArgumentError, match=r"sampling\.beam\.#99"):
+        parse_generate(request, INFO)
+    request.sampling.ClearField("beam")
+    request.sampling.logits_processors[0].MergeFromString(field_99)
+    with pytest.raises(InvalidArgumentError, match=r"sampling\.logits_processors\[0\]\.#99"):
+        parse_generate(request, INFO)
+    request.sampling.ClearField("logits_processors")
+    request.guided.choice.MergeFromString(field_99)
+    with pytest.raises(InvalidArgumentError, match=r"guided\.choice\.#99"):
+        parse_generate(request, INFO)
+
+
 def test_include_stop_needs_a_stop() -> None:
     with pytest.raises(InvalidArgumentError, match="include_stop"):
         parse_generate(v1.make_request("a", include_stop=True, ignore_eos=True), INFO)
-    for more in ({"stop_strings": ["x"]}, {"stop_token_ids": [3]}):
+    for more in ({"stop_strings": ["x"]}, {"stop_token_ids": [3]}, {"stop_regex": ["x"]}):
         request = v1.make_request("a", include_stop=True, ignore_eos=True, **more)
         assert parse_generate(request, INFO).params.include_stop
 
@@ -169,7 +188,31 @@ def test_times_that_never_came_are_not_sent_as_zero() -> None:
     assert not message.timings.HasField("first_token_seconds")
 
 
+def test_log_probabilities_travel_with_the_tokens() -> None:
+    scored = TokenLogprob(5, -0.5, "a", (TokenLogprob(6, -0.25, "b"), TokenLogprob(5, -0.5, "a")))
+    message = delta_message(OutputDelta(0, "a", logprobs=(scored,), prompt_logprobs=(scored, scored)))
+    top = [
+        v1.TokenLogprob(token_id=6, logprob=-0.25, text="b"),
+        v1.TokenLogprob(token_id=5, logprob=-0.5, text="a"),
+    ]
+    wanted = v1.TokenLogprob(token_id=5, logprob=-0.5, text="a", top=top)
+    assert list(message.logprobs) == [wanted]
+    assert list(message.prompt_logprobs) == [wanted, wanted]
+
+
+def test_how_an_output_ended_in_numbers() -> None:
+    finish = finish_message(OutputFinish(FinishReason.LENGTH, cumulative_logprob=0.0, score=-1.5))
+    assert finish.HasField("cumulative_logprob")
+    assert finish.beam_score == -1.5
+    assert not finish_message(OutputFinish(FinishReason.TIME)).HasField("cumulative_logprob")
+    assert finish_message(OutputFinish(FinishReason.TIME)).reason == v1.FinishReason.FINISH_REASON_TIME
+
+
 def test_what_matched_is_told_apart() -> None:
+    regex = finish_message(OutputFinish(FinishReason.STOP, stop_regex="a+"))
+    assert (regex.WhichOneof("matched"), regex.stop_regex) == ("stop_regex", "a+")
+    criterion = finish_message(OutputFinish(FinishReason.STOP, criterion="twice"))
+    assert (criterion.WhichOneof("matched"), criterion.stopping_criterion) == ("stopping_criterion", "twice")
     by_id = finish_message(OutputFinish(FinishReason.STOP, stop_token_id=0))
     assert by_id.WhichOneof("matched") == "stop_token_id"
     assert finish_message(OutputFinish(FinishReason.LENGTH)).WhichOneof("matched") is None
@@ -183,7 +226,9 @@ def test_failures_have_no_message(reason: FinishReason) -> None:
 
 async def test_once_gathers_interleaved_outputs_in_order() -> None:
     async def deltas() -> AsyncIterator[OutputDelta]:
-        yield OutputDelta(1, "b", (1,))
+        yield OutputDelta(0, prompt_logprobs=(TokenLogprob(8, -1.0, ""),))
+        yield OutputDelta(0, prompt_logprobs=(TokenLogprob(9, -1.0, ""),))
+        yield OutputDelta(1, "b", (1,), logprobs=(TokenLogprob(1, -1.0, ""),))
         yield OutputDelta(0, "a", (2,))
         yield OutputDelta(1, "c", (3,), OutputFinish(FinishReason.LENGTH))
         yield OutputDelta(
@@ -197,6 +242,8 @@ async def test_once_gathers_interleaved_outputs_in_order() -> None:
         "FINISH_REASON_ABORT",
         "FINISH_REASON_LENGTH",
     ]
+    assert [scored.token_id for scored in message.prompt_logprobs] == [8, 9]
+    assert [scored.token_id for scored in message.outputs[1].logprobs] == [1]
     assert message.usage.generated_tokens == 4
     assert message.timings.total_seconds == 1.0
 
@@ -213,3 +260,13 @@ def test_model_info_tells_the_limits() -> None:
     assert message.limits.max_outputs == MAX_OUTPUTS
     assert message.limits.max_stop_string_chars == MAX_STOP_STRING_LENGTH
     assert message.limits.max_num_queued == 4
+    unset = [field.name for field in v1.Limits.DESCRIPTOR.fields if not getattr(message.limits, field.name)]
+    assert unset == []
+
+
+def test_model_info_tells_what_requests_may_name() -> None:
+    info = replace(INFO, stopping_criteria=(NamedInfo("twice", "Says it twice.", "{}"),))
+    message = model_message(info, "1.2.3")
+    assert list(message.logits_processors) == []
+    (named,) = message.stopping_criteria
+    assert (named.name, named.description, named.parameters_schema) == ("twice", "Says it twice.", "{}")
