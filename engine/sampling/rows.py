@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.sampling.params import MAX_STOP_TOKEN_IDS, SamplingParams
+from engine.sampling.report import MAX_CANDIDATES
 from engine.sampling.tables import RowTables
 from kvcache.storage import to_device
 from scheduler.step import NewRow
@@ -209,7 +210,7 @@ def to_index(mask: npt.NDArray[np.bool_], device: torch.device) -> Tensor | None
 
 def _num_reported(params: SamplingParams) -> int:
     if params.beam is not None:
-        return params.beam.num_candidates
+        return min(params.beam.num_candidates, MAX_CANDIDATES)
     if params.logprobs is not None:
         return params.logprobs
     return 0 if params.best_of is not None and params.best_of > params.num_outputs else -1

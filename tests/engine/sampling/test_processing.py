@@ -244,3 +244,20 @@ def test_beam_rows_process_log_probabilities_and_do_not_advance() -> None:
     assert sampled.finishes.tolist() == [Finish.NONE]
     assert torch.equal(sampler.tables.seen, seen)
     assert torch.equal(sampler.tables.history, history)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_steps_on_a_gpu_never_wait_and_draw_what_the_cpu_draws(together: list[list[int]]) -> None:
+    device = torch.device("cuda")
+    sampler = Sampler(16, VOCAB_SIZE, MAX_MODEL_LEN, (EOS,), device)
+    sampler.set_rows([new_row(row, params) for row, params in enumerate(WISHES)])
+    rows = torch.arange(len(WISHES), device=device)
+    for position in range(20):
+        logits = torch.stack([logits_of(wish, position) for wish in range(len(WISHES))]).to(device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sampled = sampler.sample(logits, rows, range(len(WISHES)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert sampled.token_ids.tolist() == [tokens[position] for tokens in together]
