@@ -17,6 +17,7 @@ from engine.tensorrt_backend.executor import StreamExecutor
 from engine.tensorrt_backend.forms import Segments
 from engine.tensorrt_backend.graphs import measure
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
+from engine.tensorrt_backend.step_sampling import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Engine:
 
     def replay_decode(self, num_rows: int, num_steps: int) -> float:
         """Milliseconds a step of the graph that serves so many rows, replayed without pause."""
-        graph = self.runner._graphs[self.routed.decode.bucket_for(num_rows)]
+        graph = self.runner._graphs[self.routed.decode.bucket_for(num_rows), Part.PLAIN]
         start, end = (torch.Event(self.model.device, enable_timing=True) for _ in range(2))
         with torch.cuda.stream(self.stream):
             graph.replay()
@@ -76,7 +77,7 @@ class DecodeParts:
     def __init__(self, engine: Engine, bucket: int) -> None:
         runner = engine.runner
         self._engine, self._bucket, self._buffers = engine, bucket, runner._buffers
-        self._decoder, self._sampler = runner._decoder, runner._sampler
+        self._decoder, self._sampling = runner._decoder, runner._sampling
         buffers = self._buffers
         self._rows = buffers.decode_rows[:bucket]
         self._tokens = StepTokens(self._rows, buffers.positions[:bucket], buffers.token_ids[:bucket], bucket)
@@ -127,8 +128,7 @@ class DecodeParts:
             step.attend(buffers.qkv[:size], keys, values, buffers.attended[:size])
 
     def _sample(self, logits: torch.Tensor) -> None:
-        last_token, out = self._engine.runner._state.last_token, self._buffers.output(self._bucket)
-        self._sampler.sample(logits, self._rows, last_token, out)
+        self._sampling.capture(Part.PLAIN, logits, self._rows)
 
     def _enqueue_whole(self, form: Segments) -> None:
         self._sample(self._decoder.logits(form, self._decoder.layers(form, self._tokens)))

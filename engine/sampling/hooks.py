@@ -33,3 +33,21 @@ class CustomRows(Protocol):
         entry is NONE or LENGTH. token_ids: int64 [n], counted and kept already in the RowState.
         """
         ...
+
+
+class CapturableRows(CustomRows, Protocol):
+    """The same where steps are CUDA graphs."""
+
+    def needs_eager(self, host_rows: Sequence[int]) -> bool:
+        """Whether some of these rows ask for what cannot be captured."""
+        ...
+
+    def process_captured(self, logits: Tensor, rows: Tensor) -> None:
+        """`process` by capturable processors alone, for every row of a graph: they read on the device what a
+        row asks for. rows: int64 [n]; padding is row max_num_rows, for which nothing is asked.
+        """
+        ...
+
+    def check_captured(self, token_ids: Tensor, finishes: Tensor, rows: Tensor) -> None:
+        """`check` likewise."""
+        ...

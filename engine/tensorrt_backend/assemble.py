@@ -11,6 +11,7 @@ from engine.tensorrt_backend.device_state import DeviceState
 from engine.tensorrt_backend.executor import Executor
 from engine.tensorrt_backend.runner import RoutedSegments, TensorRTRunner
 from engine.tensorrt_backend.step_buffers import StepBuffers
+from engine.tensorrt_backend.step_sampling import StepSampling
 from engine.tensorrt_backend.uploads import Uploads, padded
 from kvcache.block_table import num_blocks_for
 from kvcache.config import KVCacheConfig
@@ -34,11 +35,12 @@ def assemble(
     state = DeviceState(len(cache.groups), num_rows, num_blocks, uploads, device)
     storage = KVCacheStorage(cache, config.num_kv_heads, config.head_dim, model.dtype, device)
     attention = _attention(model, cache, buckets, state)
+    sampler = DeviceSampler(
+        num_rows, config.vocab_size, config.max_model_len, config.eos_token_ids, num_rows, device
+    )
     return TensorRTRunner(
         state,
-        DeviceSampler(
-            num_rows, config.vocab_size, config.max_model_len, config.eos_token_ids, num_rows, device
-        ),
+        StepSampling(sampler, state, buffers, config.vocab_size, custom=None),
         storage,
         uploads,
         buffers,

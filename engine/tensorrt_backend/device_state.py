@@ -31,8 +31,11 @@ class DeviceState:
         tables = self._words[2 * max_num_rows :]
         self.block_tables = tables.view(num_groups, max_num_rows, max_num_blocks)
 
-    def update(self, step: StepInput) -> None:
-        """Enqueue the step's new rows and blocks, and how far its chunks bring their rows."""
+    def update(self, step: StepInput, *, decodes: bool) -> None:
+        """Enqueue the step's new rows and blocks, and how far its chunks bring their rows.
+
+        decodes: chunks are of one token, and their rows are to decode it: it becomes their last one.
+        """
         entries: dict[int, int] = {}
         for row in step.new_rows:
             entries[row.row] = row.num_computed_tokens
@@ -41,7 +44,11 @@ class DeviceState:
         for blocks in step.new_blocks:
             entries.update(self._table_entries(blocks))
         for chunk in step.chunks:
-            entries[chunk.row] = chunk.start + len(chunk.token_ids)
+            if decodes:
+                entries[chunk.row] = chunk.start
+                entries[self._num_rows + chunk.row] = chunk.token_ids[0]
+            else:
+                entries[chunk.row] = chunk.start + len(chunk.token_ids)
         if entries:
             self._send(entries)
 

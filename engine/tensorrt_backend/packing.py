@@ -1,6 +1,6 @@
 """Turns a step that has chunks into one flat list of tokens. Host side, numpy only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,8 @@ class PackedStep:
 
     rows, positions, token_ids: [N]; the first num_lone attend alone, decode rows before short chunks.
     Decode rows have `from_state` for a position and 0 for a token. tiles: [num_tiles, 2], see PagedAttention.
-    sample_rows, sample_index: [n], in the order of StepOutput.
+    sample_rows, sample_index: [n], in the order of StepOutput. scored: by the index of its chunk, the packed
+    tokens after which each of Chunk.next_token_ids comes.
     """
 
     rows: Words
@@ -31,6 +32,7 @@ class PackedStep:
     tiles: Words
     sample_rows: Words
     sample_index: Words
+    scored: Mapping[int, Words]
 
 
 def pack(step: StepInput, *, from_state: int, tile_tokens: int, max_num_lone: int) -> PackedStep:
@@ -56,6 +58,13 @@ def pack(step: StepInput, *, from_state: int, tile_tokens: int, max_num_lone: in
         tiles=np.array(list(_tiles(long, num_lone, tile_tokens)), dtype=np.int32).reshape(-1, 2),
         sample_rows=np.array((*step.decode_rows, *sampling), dtype=np.int32),
         sample_index=np.array((*range(num_decodes), *(ends[row] - 1 for row in sampling)), dtype=np.int32),
+        scored={
+            index: np.arange(len(chunk.next_token_ids), dtype=np.int32)
+            + ends[chunk.row]
+            - len(chunk.token_ids)
+            for index, chunk in enumerate(step.chunks)
+            if chunk.next_token_ids
+        },
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from engine.loading import LoadedModel
+from engine.sampling.report import REPORT_WIDTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class StepBuffers:
 
     decode_rows, positions, token_ids: of steps that only decode; rows are kept from one to the next.
     last_attended, last_residual: of the tokens that sample, where others do not. out: token ids, then finish
-    codes.
+    codes. report: see engine.sampling.report.
     """
 
     decode_rows: torch.Tensor  # [n], -1 in padding
@@ -26,6 +27,7 @@ class StepBuffers:
     last_residual: torch.Tensor  # [n, hidden]
     logits: torch.Tensor  # [n, vocab]
     out: torch.Tensor  # [2 * n]
+    report: torch.Tensor  # [n, REPORT_WIDTH]
 
     @property
     def num_bytes(self) -> int:
@@ -60,4 +62,5 @@ def allocate(model: LoadedModel, max_num_tokens: int, max_num_samples: int) -> S
         last_residual=matrix(n_samples, config.hidden_size),
         logits=matrix(n_samples, config.vocab_size),
         out=torch.zeros(2 * n_samples, dtype=torch.int32, device=model.device),
+        report=torch.zeros((n_samples, REPORT_WIDTH), dtype=torch.int32, device=model.device),
     )

@@ -9,6 +9,7 @@ from engine.sampling.params import SamplingParams
 from tests.engine.conftest import Server
 
 _STEPS = (3, 5, 11)
+NUM_NEW_TOKENS = 8
 
 
 @dataclass
@@ -51,7 +52,7 @@ def is_walk(token_ids: Sequence[int]) -> bool:
 def check_guided_rows(server: Server, prompts: Sequence[list[int]], *, steps_in_flight: int) -> None:
     """Rows with a grammar keep to it, one that breaks fails alone, and the others are as without any."""
     plain = SamplingParams(ignore_eos=True)
-    alone = server.serve(prompts, plain, num_new_tokens=20, steps_in_flight=steps_in_flight)
+    alone = server.serve(prompts, plain, num_new_tokens=NUM_NEW_TOKENS, steps_in_flight=steps_in_flight)
     guided = SamplingParams(grammar=Walks(), ignore_eos=True, temperature=1.0, seed=3)
     restricted = SamplingParams(
         grammar=Walks(), ignore_eos=True, allowed_token_ids=tuple(id_ for id_ in range(100) if id_ % 2)
@@ -66,13 +67,13 @@ def check_guided_rows(server: Server, prompts: Sequence[list[int]], *, steps_in_
             (prompts[0], restricted),
             (prompts[1], plain),
         ],
-        num_new_tokens=20,
+        num_new_tokens=NUM_NEW_TOKENS,
         steps_in_flight=steps_in_flight,
     )
     for index, prompt in ((0, 0), (3, 3), (5, 1)):
         assert served.token_ids[str(index), 0] == alone.token_ids[str(prompt), 0]
     assert is_walk(served.token_ids["1", 0])
-    assert len(served.token_ids["1", 0]) == 20
+    assert len(served.token_ids["1", 0]) == NUM_NEW_TOKENS
     assert is_walk(served.token_ids["2", 0])
     assert len(served.token_ids["2", 0]) == 4
     assert served.summaries["2", 0].error == "guided decoding: out of fuel"

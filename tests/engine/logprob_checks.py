@@ -17,7 +17,12 @@ _SAMPLING = SamplingParams(
 
 
 def check_logprobs(
-    server: Server, model: TinyModel, prompts: Sequence[list[int]], *, steps_in_flight: int
+    server: Server,
+    model: TinyModel,
+    prompts: Sequence[list[int]],
+    *,
+    num_new_tokens: int = 9,
+    steps_in_flight: int,
 ) -> None:
     """Of every token but the first of prompts and of two outputs each; requests beside them ask for none."""
     plain = replace(_SAMPLING, logprobs=None, prompt_logprobs=None)
@@ -25,7 +30,7 @@ def check_logprobs(
     served = server.serve_each(
         list(zip(prompts, sampling, strict=True)),
         num_outputs=2,
-        num_new_tokens=9,
+        num_new_tokens=num_new_tokens,
         steps_in_flight=steps_in_flight,
     )
     for index, prompt in enumerate(prompts):

@@ -11,6 +11,8 @@ import pytest
 from engine.sampling.params import SamplingParams
 from scheduler.step import Chunk, NewRow, StepInput
 from tests.engine.conftest import Server
+from tests.engine.guided_checks import check_guided_rows
+from tests.engine.logprob_checks import check_logprobs
 from tests.support.host_runner import build_on_host
 
 Make = Callable[..., Any]
@@ -22,7 +24,7 @@ def test_greedy_tokens_in_a_batch_with_chunked_prefill(
     name: str, tiny_model: Make, prompts: list[list[int]]
 ) -> None:
     model = tiny_model(name)
-    server = Server(build_on_host(model.path))
+    server = Server(build_on_host(model.path, warm_up=name == "qwen2-mixed"))
     served = server.serve(prompts[:3], num_new_tokens=NUM_NEW_TOKENS, steps_in_flight=2)
     assert served.texts == [model.greedy(prompt, NUM_NEW_TOKENS) for prompt in prompts[:3]]
 
@@ -48,6 +50,18 @@ def test_drawn_outputs_are_those_of_the_torch_backend(
     expected = server("qwen2").serve(prompts[:1], sampling, **how)
     found = Server(build_on_host(tiny_model("qwen2").path)).serve(prompts[:1], sampling, **how)
     assert found.texts == expected.texts
+
+
+def test_logprobs_of_prompts_and_outputs(tiny_model: Make, prompts: list[list[int]]) -> None:
+    model = tiny_model("llama2")
+    server = Server(build_on_host(model.path))
+    check_logprobs(server, model, prompts[:2], num_new_tokens=NUM_NEW_TOKENS, steps_in_flight=2)
+
+
+def test_grammars_hold_their_rows_alone(tiny_model: Make, prompts: list[list[int]]) -> None:
+    """With two steps in flight: the model of one runs before the tokens of the other are known."""
+    short = [prompt[:7] for prompt in prompts]
+    check_guided_rows(Server(build_on_host(tiny_model("llama2").path)), short, steps_in_flight=2)
 
 
 def test_rows_that_did_not_change_are_not_sent_again(tiny_model: Make) -> None:
