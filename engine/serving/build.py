@@ -1,5 +1,6 @@
 """From options to an engine that can be started."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -7,11 +8,14 @@ import torch
 from engine.backends import build_backend
 from engine.config import EngineOptions
 from engine.demo import MODEL_DIR
+from engine.errors import InvalidArgumentError
 from engine.loading import BuiltBackend, PhaseProgress, StartReport
 from engine.memory import MemoryBudget
+from engine.sampling.custom import Kind, Registry
+from engine.sampling.guided.compiler import GrammarCompiler
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.metrics import StartMetrics
-from engine.serving.types import ModelInfo
+from engine.serving.types import ModelInfo, NamedInfo
 from engine.text.tokenizer import Tokenizer
 from kvcache.manager import KVCacheManager
 from scheduler.config import SchedulerConfig
@@ -45,7 +49,19 @@ def build_engine(options: EngineOptions, progress: PhaseProgress | None = None) 
     kv = KVCacheManager(built.cache)
     info = _model_info(options, built, tokenizer)
     scheduler = Scheduler(config, kv)
-    engine = AsyncEngine(scheduler, kv, built.runner, tokenizer, info, step_timeout=options.step_timeout)
+    compiler = GrammarCompiler(tokenizer.to_json(), info.vocab_size, info.eos_token_ids)
+    with suppress(InvalidArgumentError):  # guided requests will be told that this model cannot be guided
+        compiler.prepare()
+    engine = AsyncEngine(
+        scheduler,
+        kv,
+        built.runner,
+        tokenizer,
+        info,
+        registry=built.registry,
+        compiler=compiler,
+        step_timeout=options.step_timeout,
+    )
     device = device_name(built.device)
     labels = {"backend": built.name, "dtype": info.dtype, "device": device}
     engine.metrics.registry.register(
@@ -74,4 +90,10 @@ def _model_info(options: EngineOptions, built: BuiltBackend, tokenizer: Tokenize
         policy=options.policy,
         max_num_seqs=options.max_num_seqs,
         max_num_queued=options.max_num_queued,
+        logits_processors=_named(built.registry, Kind.PROCESSOR),
+        stopping_criteria=_named(built.registry, Kind.CRITERION),
     )
+
+
+def _named(registry: Registry, kind: Kind) -> tuple[NamedInfo, ...]:
+    return tuple(NamedInfo(each.name, each.text, each.schema) for each in registry.describe(kind))
