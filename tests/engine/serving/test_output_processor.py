@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.params import SamplingParams
+from engine.sampling.params import NamedSpec, SamplingParams
 from engine.serving.intake import Asked, Intake
 from engine.serving.metrics import Metrics
 from engine.serving.output_processor import Delivery, EngineEnd, OutputProcessor
-from engine.serving.request_outputs import RequestEnd, RequestOutputs
-from engine.serving.types import OutputDelta, OutputFinish, OutputOptions, Timings, Usage
+from engine.serving.request_outputs import RequestEnd, RequestOutputs, Taken
+from engine.serving.types import OutputDelta, OutputFinish, OutputOptions, Timings, TokenLogprob, Usage
+from scheduler.beams import BeamParams
 from scheduler.request import FinishReason, SequenceOutput, SequenceSummary
+from scheduler.step import TokenLogprobs
 from tests.support.fake_engine import fake_engine
 from tests.support.fake_model import EOS, LONG, byte_tokenizer
 
@@ -156,7 +158,30 @@ def test_text_held_back_for_a_stop_string_is_shown_at_the_end() -> None:
     assert (delta.text, delta.finish) == ("sto", OutputFinish(FinishReason.LENGTH))
 
 
-@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.ABORT, FinishReason.DEADLINE])
+def test_an_expression_ends_the_output_as_a_stop_string_does() -> None:
+    for pieces in splits("xst0p!"):
+        delta = read(outputs_of(stop_regex=("[a-z]t[0-9]p",)), pieces, FinishReason.LENGTH)
+        assert (delta.text, delta.finish) == ("x", OutputFinish(FinishReason.STOP, stop_regex="[a-z]t[0-9]p"))
+        assert bytes(delta.token_ids) == b"xst0p"
+
+
+def test_expressions_and_stop_strings_together() -> None:
+    both: dict[str, Any] = {"stop_regex": ("b+c",), "stop_strings": ("d",)}
+    by_string = read(outputs_of(**both), ["ab", "d", "bc"], FinishReason.LENGTH)
+    assert (by_string.text, by_string.finish) == ("ab", OutputFinish(FinishReason.STOP, stop_string="d"))
+    by_regex = read(outputs_of(**both, include_stop=True), ["ab", "bc", "d"], FinishReason.LENGTH)
+    assert (by_regex.text, by_regex.finish) == ("abbc", OutputFinish(FinishReason.STOP, stop_regex="b+c"))
+
+
+def test_expressions_are_not_looked_for_in_the_first_tokens() -> None:
+    outputs = outputs_of(stop_regex=("^ab",), min_new_tokens=2)
+    delta = read(outputs, ["ab", "ab", "c"], FinishReason.LENGTH)
+    assert (delta.text, delta.finish) == ("ababc", OutputFinish(FinishReason.LENGTH))
+
+
+@pytest.mark.parametrize(
+    "reason", [FinishReason.LENGTH, FinishReason.ABORT, FinishReason.DEADLINE, FinishReason.TIME]
+)
 def test_a_stop_string_found_first_is_the_reason(reason: FinishReason) -> None:
     assert read(outputs_of(stop_strings=("b",)), ["a", "b", "c"], reason).finish == OutputFinish(
         FinishReason.STOP, stop_string="b"
@@ -232,6 +257,116 @@ def test_one_output_that_fails_fails_the_request() -> None:
     assert (delta, wanted) == (None, None)
     assert end is not None
     assert (end.reason, end.error) == (FinishReason.ERROR, "boom")
+
+
+def test_a_criterion_is_named_and_its_token_is_text() -> None:
+    criteria = (NamedSpec("once"), NamedSpec("twice"))
+    outputs = outputs_of(stopping_criteria=criteria)
+    send(outputs, "a")
+    delta, _, _ = send(outputs, "b", FinishReason.STOP, criterion=1)
+    assert delta is not None
+    assert (delta.text, delta.finish) == ("b", OutputFinish(FinishReason.STOP, criterion="twice"))
+
+
+def scores(token_ids: Sequence[int], top: int = 0) -> tuple[TokenLogprobs, ...]:
+    """Of each token -id / 8, which adds up exactly; the others are the ids after it."""
+    return tuple(
+        TokenLogprobs(
+            -token_id / 8,
+            tuple(range(token_id, token_id + top)),
+            tuple(-(token_id + rank) / 8 for rank in range(top)),
+        )
+        for token_id in token_ids
+    )
+
+
+def test_log_probabilities_come_with_their_tokens_and_texts() -> None:
+    outputs = outputs_of(logprobs=2)
+    sent = SequenceOutput("id", 0, (97, 98), logprobs=scores((97, 98), 2))
+    delta = outputs.take(sent).delta
+    assert delta is not None
+    first, second = delta.logprobs
+    assert first == TokenLogprob(
+        97, -97 / 8, "a", (TokenLogprob(97, -97 / 8, "a"), TokenLogprob(98, -98 / 8, "b"))
+    )
+    assert second.token_id == 98
+    last = replace(SUMMARY, finish_reason=FinishReason.STOP)
+    delta = outputs.take(SequenceOutput("id", 0, (EOS,), last, scores((EOS,), 2))).delta
+    assert delta is not None
+    assert delta.finish is not None
+    assert delta.finish.cumulative_logprob == -(97 + 98 + EOS) / 8
+    assert [scored.text for scored in delta.logprobs] == ["<eos>"]
+
+
+def test_log_probabilities_end_with_the_token_that_completed_the_stop_string() -> None:
+    outputs = outputs_of(stop_strings=("b",), logprobs=0)
+    delta = outputs.take(SequenceOutput("id", 0, (97, 98, 99), None, scores((97, 98, 99)))).delta
+    assert delta is not None
+    assert [scored.token_id for scored in delta.logprobs] == [97, 98]
+    assert outputs.take(SequenceOutput("id", 0, (100,), None, scores((100,)))).delta is None
+    delta = outputs.take(SequenceOutput("id", 0, (101,), SUMMARY, scores((101,)))).delta
+    assert delta is not None
+    assert delta.finish == OutputFinish(FinishReason.STOP, stop_string="b", cumulative_logprob=-(97 + 98) / 8)
+
+
+def test_no_texts_where_no_text_is_asked_for() -> None:
+    outputs = outputs_of(output=OutputOptions(text=False, token_ids=True), logprobs=1)
+    delta = outputs.take(SequenceOutput("id", 0, (97,), None, scores((97,), 1))).delta
+    assert delta is not None
+    assert delta.logprobs == (TokenLogprob(97, -97 / 8, "", (TokenLogprob(97, -97 / 8, ""),)),)
+
+
+def test_the_prompts_log_probabilities_come_piece_by_piece_with_its_tokens() -> None:
+    outputs = outputs_of("seed", prompt_logprobs=0)
+    taken = [
+        outputs.take(SequenceOutput("id", 0, (), prompt_logprobs=scores(piece))).delta
+        for piece in (b"e", b"ed")
+    ]
+    found = [
+        (each.text, each.logprob) for delta in taken if delta is not None for each in delta.prompt_logprobs
+    ]
+    assert found == [("e", -101 / 8), ("e", -101 / 8), ("d", -100 / 8)]
+
+
+def test_the_best_of_several_come_at_the_end_with_new_numbers() -> None:
+    outputs = outputs_of(num_outputs=2, best_of=3, prompt_logprobs=0)
+    prompt = outputs.take(SequenceOutput("id", 0, (), prompt_logprobs=scores(b"eed")))
+    assert prompt.delta is not None
+    assert len(prompt.delta.prompt_logprobs) == 3
+    for index, text in enumerate((b"yz", b"bb", b"aa")):
+        assert outputs.take(SequenceOutput("id", index, tuple(text), None, scores(text))) == Taken()
+    for index in (2, 0):
+        assert outputs.take(SequenceOutput("id", index, (), SUMMARY)) == Taken()
+    taken = outputs.take(SequenceOutput("id", 1, (99,), SUMMARY, scores((99,))))
+    (first,), second = taken.before, taken.delta
+    assert second is not None
+    assert (first.output_index, first.text, first.usage) == (0, "aa", None)
+    assert (second.output_index, second.text) == (1, "yz")
+    assert second.usage == Usage(4, 0, num_generated_tokens=7)  # of all three
+    assert first.finish == OutputFinish(FinishReason.LENGTH, cumulative_logprob=-2 * 97 / 8)
+    assert (first.logprobs, second.logprobs) == ((), ())  # not asked for
+    assert taken.end is not None
+
+
+def test_an_error_in_one_of_the_best_fails_all() -> None:
+    outputs = outputs_of(num_outputs=1, best_of=2)
+    failed = replace(SUMMARY, finish_reason=FinishReason.ERROR, error="boom")
+    assert outputs.take(SequenceOutput("id", 0, (97,), SUMMARY, scores((97,)))) == Taken()
+    taken = outputs.take(SequenceOutput("id", 1, (), failed))
+    assert (taken.delta, taken.before) == (None, ())
+    assert taken.end is not None
+    assert taken.end.error == "boom"
+
+
+def test_hypotheses_of_a_beam_search_come_whole_with_their_scores() -> None:
+    outputs = outputs_of(num_outputs=2, temperature=0.0, beam=BeamParams(3))
+    delta, _, _ = send(outputs, [97, EOS], FinishReason.STOP, 0, score=-0.5)
+    assert delta is not None
+    assert (delta.text, delta.finish) == ("a", OutputFinish(FinishReason.STOP, stop_token_id=EOS, score=-0.5))
+    delta, end, _ = send(outputs, "bc", FinishReason.LENGTH, 1, score=-0.75)
+    assert delta is not None
+    assert (delta.text, delta.finish) == ("bc", OutputFinish(FinishReason.LENGTH, score=-0.75))
+    assert end is not None
 
 
 class Processing:
