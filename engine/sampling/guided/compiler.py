@@ -89,7 +89,7 @@ class GrammarCompiler:
             answer = self._workers.ask(spec, self._timeout_seconds)
             if "refused" in answer:
                 raise _refusal(spec, answer["refused"])
-            return Compiled(Grammar(self._vocabulary, answer["grammar"]), answer["num_bytes"])
+            return Compiled(Grammar(self._vocabulary, spec.kind, answer["grammar"]), answer["num_bytes"])
         except (WorkerLostError, GuideError) as error:
             raise _refusal(spec, str(error)) from error
 

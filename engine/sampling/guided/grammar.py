@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from engine.sampling.guided.limits import parser_limits
 from engine.sampling.guided.proof import library_words
+from engine.sampling.guided.spec import GuidedKind
 
 # [num_words] or [rows, num_words]: bit i % 32 of word i // 32 is token i; 1 is allowed.
 Mask = NDArray[np.int32]
@@ -20,12 +21,12 @@ class GuideError(Exception):
 class Grammar:
     """Any thread may `start` outputs of it."""
 
-    def __init__(self, vocabulary: LLTokenizer, source: str) -> None:
-        """source: in the library's format, and proven. Does not hold the GIL while it builds.
+    def __init__(self, vocabulary: LLTokenizer, kind: GuidedKind, source: str) -> None:
+        """source: of that kind, in the library's format, and proven. Does not hold the GIL while it builds.
 
         Raises GuideError.
         """
-        self._matcher = LLMatcher(vocabulary, source, log_level=0, limits=parser_limits())
+        self._matcher = LLMatcher(vocabulary, source, log_level=0, limits=parser_limits(kind))
         if self._matcher.is_error():
             raise GuideError(library_words(self._matcher))
 
@@ -55,20 +56,26 @@ class Guide:
         """Whether the output matches as it is; an end-of-sequence token is allowed then."""
         return bool(self.matcher.is_accepting())
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it cannot go on: see `error`."""
+        return bool(self.matcher.is_error())
+
+    @property
+    def error(self) -> GuideError:
+        """Why it cannot go on, once it `is_broken`."""
+        return GuideError(library_words(self.matcher))
+
     def advance(self, token_ids: Iterable[int]) -> None:
         """The next tokens of the output. Raises GuideError; the guide is of no use then."""
         for token_id in token_ids:  # one at a time: the library holds the GIL while it takes some
             if not self.matcher.consume_token(token_id):
-                raise GuideError(library_words(self.matcher))
+                raise self.error
 
     def fill(self, mask: Mask) -> None:
         """mask: [num_words], written. Raises GuideError; the mask then allows end-of-sequence tokens only."""
         assert mask.dtype == np.int32, mask.dtype
         assert mask.flags.c_contiguous
         self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        self.check()
-
-    def check(self) -> None:
-        """Raises GuideError if a limit was passed."""
-        if self.matcher.is_error():
-            raise GuideError(library_words(self.matcher))
+        if self.is_broken:
+            raise self.error

@@ -12,15 +12,16 @@ from random import Random
 from llguidance import LLMatcher, LLTokenizer
 
 from engine.sampling.guided.limits import MAX_STEP_SECONDS, PROOF_TOKENS, parser_limits
+from engine.sampling.guided.spec import GuidedKind
 
 
 class RefusedError(Exception):
     """The grammar cannot be used; the message is fit for whoever sent it."""
 
 
-def prove(vocabulary: LLTokenizer, grammar: str) -> None:
-    """grammar: in the library's format. Raises RefusedError."""
-    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=parser_limits())
+def prove(vocabulary: LLTokenizer, kind: GuidedKind, grammar: str) -> None:
+    """grammar: of that kind, in the library's format. Raises RefusedError."""
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=parser_limits(kind))
     _check(matcher)
     eos_token_ids, rng = set(vocabulary.eos_tokens), Random(0)
     for _ in range(PROOF_TOKENS):
@@ -46,8 +47,12 @@ def library_words(matcher: LLMatcher, max_chars: int = 400) -> str:
     words = matcher.get_error().partition("<backtrace>")[0].replace("<non-verbose/>", "")
     if words.startswith("NoExtensionBias"):
         return "nothing can match it"
-    lines = [" ".join(line[:90].split()) for line in words.splitlines()]
-    return " ".join(line for line in lines if line.strip("^ "))[:max_chars]
+    lines = [_shorten(" ".join(line.split())) for line in words.splitlines()]
+    return " ".join(line for line in lines if line.strip("^… "))[:max_chars]
+
+
+def _shorten(line: str) -> str:
+    return line if len(line) <= 150 else f"{line[:50]} … {line[-90:]}"
 
 
 def _draw(allowed: int, eos_token_ids: set[int], rng: Random) -> int | None:

@@ -17,7 +17,7 @@ class GuidedSpec:
 
     kind: what `text` is: a JSON schema, a regular expression, a context-free grammar (in the notation of Lark
     or of llama.cpp, GBNF), or nothing, where the output is one of `choices`. Regular expressions have neither
-    look-around nor references back; their character classes are Unicode's, and a dot is anything but a newline.
+    look-around nor references back; their character classes are Unicode's, a dot is all but a newline.
 
     Raises InvalidArgumentError, field `guided` or `guided.<kind>`, for what is too long, empty, no Unicode.
     Whether the text can be compiled is `GrammarCompiler`'s to say.

@@ -59,7 +59,7 @@ def _answer(vocabulary: LLTokenizer, spec: GuidedSpec) -> dict[str, Any]:
     before = _memory_bytes(_RESIDENT)
     try:
         grammar = translate(spec)
-        prove(vocabulary, grammar)
+        prove(vocabulary, spec.kind, grammar)
     except (RefusedError, ValueError) as error:
         return {"refused": str(error)}
     except MemoryError:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from random import Random
 from typing import Any
 
@@ -69,8 +70,8 @@ def _integer(rng: Random, depth: int) -> Schema:
 
 
 def _number(rng: Random, depth: int) -> Schema:
-    low = round(rng.uniform(-100, 100), 2)
-    return {"type": "number", "minimum": low, "exclusiveMaximum": low + rng.choice([0.5, 1, 250.25])}
+    low = rng.randint(-400, 400) / 4  # a Decimal can be compared with it
+    return {"type": "number", "minimum": low, "exclusiveMaximum": low + rng.choice([1.25, 2, 250.25])}
 
 
 def _enum(rng: Random, depth: int) -> Schema:
@@ -90,7 +91,7 @@ def _simple(rng: Random, depth: int) -> Schema:
 
 
 def is_valid(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> bool:
-    """Of the keywords that are used above."""
+    """Of the keywords that are used above. value: with Decimals, as floats would round to a bound."""
     if "$ref" in schema:
         return is_valid(value, definitions[schema["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in schema and not any(is_valid(value, part, definitions) for part in schema["anyOf"]):
@@ -104,7 +105,7 @@ def is_valid(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> b
         return False
     if isinstance(value, str):
         return _string_fits(value, schema)
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, Decimal)):
         return bool(
             schema.get("minimum", value) <= value <= schema.get("maximum", value)
             and value < schema.get("exclusiveMaximum", value + 1)
@@ -131,7 +132,7 @@ def _has_type(value: object, name: str) -> bool:
     types: dict[str, tuple[type, ...]] = {
         "string": (str,),
         "integer": (int,),
-        "number": (int, float),
+        "number": (int, Decimal),
         "array": (list,),
         "object": (dict,),
         "null": (type(None),),

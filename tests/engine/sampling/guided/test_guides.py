@@ -9,7 +9,7 @@ import pytest
 from engine.demo.tokenizer import BEGIN_ID, END_ID, VOCAB_SIZE
 from engine.errors import InvalidArgumentError
 from engine.sampling.guided.compiler import GrammarCompiler
-from engine.sampling.guided.filling import MaskFiller
+from engine.sampling.guided.executor import GuideExecutor
 from engine.sampling.guided.grammar import Grammar, Guide, GuideError
 from engine.sampling.guided.limits import PROOF_TOKENS
 from engine.sampling.guided.spec import GuidedSpec
@@ -131,7 +131,7 @@ def test_every_end_is_allowed_at_the_end_and_none_before(
 
 def test_a_limit_passed_late_has_the_librarys_words(compiler: GrammarCompiler) -> None:
     _, error = overgrow(compiler.compile(AMBIGUOUS))
-    assert "max is 1000" in str(error)
+    assert "max is 400" in str(error)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -140,16 +140,17 @@ def test_a_batch_is_filled_as_each_alone(
 ) -> None:
     grammars = [compiler.compile(GuidedSpec("regex", rf"[a-{last}]{{2,9}}")) for last in "bcdefgh"]
     guides = {row: grammar.start() for row, grammar in zip((0, 2, 3, 5, 6, 8, 9), grammars, strict=True)}
-    filler = MaskFiller(num_threads)
+    executor = GuideExecutor(num_threads)
     masks = np.full((10, NUM_WORDS), -1, np.int32)
     for _ in range(12):
-        assert filler.fill(guides, masks) == {}
+        assert executor.fill(guides, masks) == {}
         for row in range(10):
             expected = allowed_ids(guides[row], NUM_WORDS) if row in guides else list(range(VOCAB_SIZE))
             assert bits(masks[row]) == expected
-        for row, guide in guides.items():
-            guide.advance(bits(masks[row])[-1:])
-    assert filler.fill({}, masks) == {}
+        assert executor.advance([(guide, bits(masks[row])[-1]) for row, guide in guides.items()]) == {}
+    assert all(guide.is_finished for guide in guides.values())
+    assert executor.fill({}, masks) == {}
+    assert executor.advance([]) == {}
 
 
 def test_an_output_that_fails_fails_alone(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
@@ -157,11 +158,19 @@ def test_an_output_that_fails_fails_alone(compiler: GrammarCompiler, tokenizer: 
     broken, _ = overgrow(grammar)
     healthy = compiler.compile(GuidedSpec("regex", "a")).start()
     masks = np.zeros((3, NUM_WORDS), np.int32)
-    errors = MaskFiller(2).fill({2: broken, 0: healthy, 1: grammar.start()}, masks)
+    executor = GuideExecutor(2)
+    errors = executor.fill({2: broken, 0: healthy, 1: grammar.start()}, masks)
     assert list(errors) == [2]
     assert bits(masks[0]) == ids(tokenizer, "a")
     assert set(bits(masks[1])) > set(ids(tokenizer, "b"))
     assert bits(masks[2]) == [END_ID]
+    (a,) = ids(tokenizer, "a")
+    astray = compiler.compile(GuidedSpec("regex", "b")).start()
+    errors = executor.advance([(astray, a), (healthy, a), (broken, a)])
+    assert list(errors) == [0, 2]
+    assert "max is 400" in str(errors[2])
+    assert list(executor.advance([(broken, a)])) == [0]
+    assert executor.advance([(healthy, END_ID)]) == {}
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
