@@ -12,9 +12,9 @@ PROOF_STACK_BYTES = 1 << 20  # half of the smallest stack of later, that of the 
 def parser_limits(kind: GuidedKind) -> LLParserLimits:
     """Counts, not clocks: what passes them once passes them anywhere.
 
-    Tighter than the library's own where one row's step could take too long for the other rows of a batch. An
-    ambiguous grammar takes time in the square of a row's items. A schema does not, and its rows have four items
-    for each optional property that may come next.
+    Tighter than the library's own where one row could take too long for the other rows of its batch. An
+    ambiguous grammar takes time in the square of a row's items. A schema does not, and its rows have four
+    items for each optional property that may come next.
     """
     return LLParserLimits(
         max_items_in_row=2000 if kind == "json_schema" else 400,
