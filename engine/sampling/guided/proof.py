@@ -19,8 +19,8 @@ class RefusedError(Exception):
     """The grammar cannot be used; the message is fit for whoever sent it."""
 
 
-def prove(vocabulary: LLTokenizer, kind: GuidedKind, grammar: str) -> None:
-    """grammar: of that kind, in the library's format. Raises RefusedError."""
+def prove(vocabulary: LLTokenizer, kind: GuidedKind, grammar: str) -> LLMatcher:
+    """grammar: of that kind, in the library's format. What it was tried with. Raises RefusedError."""
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=parser_limits(kind))
     _check(matcher)
     eos_token_ids, rng = set(vocabulary.eos_tokens), Random(0)
@@ -30,11 +30,12 @@ def prove(vocabulary: LLTokenizer, kind: GuidedKind, grammar: str) -> None:
         _check(matcher)
         token_id = _draw(allowed, eos_token_ids, rng)
         if token_id is None:
-            return
+            break
         matcher.consume_token(token_id)
         _check(matcher)
         if (seconds := time.thread_time() - start) > MAX_STEP_SECONDS:
             raise RefusedError(f"one token takes {seconds:.2f} s, more than {MAX_STEP_SECONDS:g} s")
+    return matcher
 
 
 def _check(matcher: LLMatcher) -> None:

@@ -30,16 +30,13 @@ def load_vocabulary(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequenc
 
 def _with_special(tokenizer_json: str, token_ids: Collection[int]) -> str:
     """The same with these tokens special: else their text could be part of an output, and end it."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer_json)
-    added = backend.get_added_tokens_decoder()
-    if all(token_id in added and added[token_id].special for token_id in token_ids):
-        return tokenizer_json
     plain: dict[str, Any] = json.loads(tokenizer_json)
-    others = [token for token in plain.get("added_tokens", []) if token["id"] not in token_ids]
-    plain["added_tokens"] = sorted(
-        others + [_special(token_id, backend.id_to_token(token_id)) for token_id in token_ids],
-        key=lambda token: token["id"],
-    )
+    added = {token["id"]: token for token in plain.get("added_tokens", [])}
+    if all(token_id in added and added[token_id]["special"] for token_id in token_ids):
+        return tokenizer_json
+    backend = tokenizers.Tokenizer.from_str(tokenizer_json)
+    added |= {token_id: _special(token_id, backend.id_to_token(token_id)) for token_id in token_ids}
+    plain["added_tokens"] = [added[token_id] for token_id in sorted(added)]
     return json.dumps(plain)
 
 

@@ -59,12 +59,14 @@ def _answer(vocabulary: LLTokenizer, spec: GuidedSpec) -> dict[str, Any]:
     before = _memory_bytes(_RESIDENT)
     try:
         grammar = translate(spec)
-        prove(vocabulary, spec.kind, grammar)
+        matcher = prove(vocabulary, spec.kind, grammar)
+        num_bytes = max(_memory_bytes(_RESIDENT) - before, 0)
+        del matcher  # it was there to be measured
     except (RefusedError, ValueError) as error:
         return {"refused": str(error)}
     except MemoryError:
         return {"refused": "needs too much memory"}
-    return {"grammar": grammar, "num_bytes": max(_memory_bytes(_RESIDENT) - before, 0)}
+    return {"grammar": grammar, "num_bytes": num_bytes}
 
 
 def _limit_memory(num_bytes: int) -> None:

@@ -100,6 +100,13 @@ def test_others_go_on_meanwhile(make_compiler: MakeCompiler) -> None:
             endless.result()
 
 
+def test_large_grammars_leave_the_cache_for_their_size(make_compiler: MakeCompiler) -> None:
+    compiler = make_compiler(cache_bytes=4 << 20)
+    large = GuidedSpec("regex", "|".join(f"number {i}" for i in range(20_000)))  # some 10 MiB
+    assert compiler.compile(GOOD) is compiler.compile(GOOD)
+    assert compiler.compile(large) is not compiler.compile(large)
+
+
 def test_a_killed_worker_is_replaced(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler()
     assert compiler.worker_pids == []  # no grammar, no process
