@@ -17,6 +17,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -148,19 +149,17 @@ class Llguidance:
 
 class Xgrammar:
     def __init__(self, tokenizer_json: str) -> None:
-        import torch
-        import xgrammar
-
-        self._library, self._torch = xgrammar, torch
+        # No dependency of ours, so the type checker cannot know it.
+        self._library, self._torch = import_module("xgrammar"), import_module("torch")
         backend = tokenizers.Tokenizer.from_str(tokenizer_json)
         vocabulary = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-        info = xgrammar.TokenizerInfo(
+        info = self._library.TokenizerInfo(
             [token for token, _ in vocabulary],
-            vocab_type=xgrammar.VocabType.BYTE_LEVEL,
+            vocab_type=self._library.VocabType.BYTE_LEVEL,
             vocab_size=len(vocabulary),
             stop_token_ids=[0],
         )
-        self._compiler = xgrammar.GrammarCompiler(info, cache_enabled=False)
+        self._compiler = self._library.GrammarCompiler(info, cache_enabled=False)
         self.num_words = -(-len(vocabulary) // 32)
 
     def compile(self, kind: str, text: str) -> Any:
