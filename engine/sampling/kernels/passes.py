@@ -14,6 +14,8 @@ from engine.sampling.kernels.scratch import Scratch
 from engine.sampling.kernels.tuning import Tuning
 from engine.sampling.rows import Column, RowState
 
+_ENOUGH_PROGRAMS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Passes:
@@ -115,7 +117,10 @@ class Passes:
     def process(self, logits: Tensor, rows: Tensor) -> None:
         num_samples, vocab_size = logits.shape
         packed, scratch, tables = self.state.packed, self.scratch, self.state.tables
-        process_rows[(triton.cdiv(vocab_size, self.tuning.span), num_samples)](
+        # Many programs for few rows; for many rows not so many that starting them costs more than their work.
+        num_spans = triton.cdiv(vocab_size, self.tuning.span)
+        spans_of_program = max(1, num_spans * num_samples // _ENOUGH_PROGRAMS)
+        process_rows[(triton.cdiv(num_spans, spans_of_program), num_samples)](
             logits,
             rows,
             packed,
@@ -131,6 +136,7 @@ class Passes:
             vocab_size,
             tables.masks.shape[1],
             self._num_blocks,
+            spans_of_program,
             SPAN=self.tuning.span,
             MAX_BIASES=tables.bias_ids.shape[1],
             LENGTH=self._length,
@@ -141,7 +147,7 @@ class Passes:
     def patch(self, logits: Tensor, rows: Tensor) -> None:
         packed, tables = self.state.packed, self.state.tables
         history_width = tables.history.shape[1]
-        patch_rows[(triton.cdiv(history_width, self.tuning.span), len(rows))](
+        patch_rows[(triton.cdiv(history_width, self.tuning.history_span), len(rows))](
             rows,
             packed,
             tables.history,
@@ -151,7 +157,7 @@ class Passes:
             packed.stride(0),
             history_width,
             logits.shape[1],
-            SPAN=self.tuning.span,
+            SPAN=self.tuning.history_span,
             MAX_BAD_TOKENS=tables.bad_ids.shape[1],
             MAX_WORDS=tables.bad_ends.shape[1],
             STOP_LENGTH=triton.next_power_of_2(self._stop_width),

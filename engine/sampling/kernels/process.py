@@ -37,7 +37,7 @@ def _penalize(values, counts, state, flags):
     return values - load_float(state, _FREQUENCY) * added.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_spans"])
 def process_rows(
     logits,  # [n, vocab_size]
     rows,  # int32 [n], -1: nothing to do
@@ -54,7 +54,8 @@ def process_rows(
     vocab_size,
     mask_width,
     num_blocks,
-    SPAN: tl.constexpr,  # tokens of a program
+    num_spans,  # of a program
+    SPAN: tl.constexpr,  # tokens
     MAX_BIASES: tl.constexpr,
     LENGTH: tl.constexpr,  # num_blocks, to a power of two
 ):
@@ -77,17 +78,22 @@ def process_rows(
             raw_maxima + sample * num_blocks, raw_masses + sample * num_blocks, num_blocks, LENGTH
         )
 
-    words = tl.program_id(0) * (SPAN // _WORD) + tl.arange(0, SPAN // _WORD)
+    begin = tl.program_id(0) * num_spans * SPAN
+    end = tl.minimum(begin + num_spans * SPAN, vocab_size)
     bits = tl.arange(0, _WORD)
-    token_ids = words[:, None] * _WORD + bits[None, :]
-    is_real = token_ids < vocab_size
-    values = tl.load(logits + token_ids, mask=is_real, other=0.0).to(tl.float32) - base
-    if (flags & _PENALIZES) != 0:
-        values = _penalize(values, tl.load(seen + token_ids, mask=is_real, other=0), state, flags)
-    if (flags & _MASKS) != 0:
-        mask = tl.load(masks + words, mask=words < mask_width, other=0)
-        values = tl.where(((mask[:, None] >> bits[None, :]) & 1) != 0, values, float("-inf"))
-    tl.store(processed + token_ids, values, mask=is_real)
+    start = begin
+    while start < end:
+        words = start // _WORD + tl.arange(0, SPAN // _WORD)
+        token_ids = words[:, None] * _WORD + bits[None, :]
+        is_real = token_ids < vocab_size
+        values = tl.load(logits + token_ids, mask=is_real, other=0.0).to(tl.float32) - base
+        if (flags & _PENALIZES) != 0:
+            values = _penalize(values, tl.load(seen + token_ids, mask=is_real, other=0), state, flags)
+        if (flags & _MASKS) != 0:
+            mask = tl.load(masks + words, mask=words < mask_width, other=0)
+            values = tl.where(((mask[:, None] >> bits[None, :]) & 1) != 0, values, float("-inf"))
+        tl.store(processed + token_ids, values, mask=is_real)
+        start += SPAN
 
     num_biases = tl.load(state + _NUM_BIASES)
     if num_biases > 0:  # comes before all else, so begin again where there is one
@@ -95,9 +101,7 @@ def process_rows(
         index = tl.arange(0, MAX_BIASES)
         ids = tl.load(bias_ids + row * MAX_BIASES + index, mask=index < num_biases, other=-1)
         bias = tl.load(biases + row * MAX_BIASES + index, mask=index < num_biases, other=0.0)
-        is_here = (
-            (ids >= tl.program_id(0) * SPAN) & (ids < (tl.program_id(0) + 1) * SPAN) & (ids < vocab_size)
-        )
+        is_here = (ids >= begin) & (ids < end)
         biased = tl.load(logits + ids, mask=is_here, other=0.0).to(tl.float32) - base + bias
         if (flags & _PENALIZES) != 0:
             biased = _penalize(biased, tl.load(seen + ids, mask=is_here, other=0), state, flags)

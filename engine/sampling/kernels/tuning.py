@@ -12,7 +12,7 @@ class Tuning:
     tile: blocks that the last kernel looks at in one go.
     few: tokens that it holds in registers; where more may survive, it passes over the logits several times.
     summary_warps, finish_warps: of the first and the last kernel.
-    span: tokens that one program processes, of the vocabulary or the history; at least 32.
+    span: tokens that a program processes in one go, at least 32. history_span: of a history.
     process_warps, report_warps: of these kernels.
     """
 
@@ -22,6 +22,7 @@ class Tuning:
     few: int = 2048
     summary_warps: int = 8
     finish_warps: int = 8
-    span: int = 4096
+    span: int = 2048
+    history_span: int = 8192
     process_warps: int = 8
     report_warps: int = 8

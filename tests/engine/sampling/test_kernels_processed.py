@@ -2,75 +2,31 @@
 GPU: the same bits of processed logits, tokens, verdicts and state, and the same reports but for rounding.
 """
 
-from collections.abc import Sequence
+from random import Random
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.sampling.kernels import Tuning
-from engine.sampling.params import SamplingParams
-from scheduler.beams import BeamParams
-from tests.engine.sampling.kernel_cases import (
-    DEVICE,
-    EOS,
-    FullStep,
-    Pair,
-    assert_same_reports,
-    new_row,
+from engine.sampling.params import NamedSpec, SamplingParams
+from tests.engine.sampling.kernel_cases import EOS, Pair, new_row
+from tests.engine.sampling.processed_cases import (
+    PARAMS,
+    PROMPT,
+    SMALL,
+    VOCAB_SIZE,
+    RaisesSeven,
+    any_params,
+    assert_same,
+    likely_logits,
 )
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:overflow encountered:RuntimeWarning", "ignore:invalid value encountered:RuntimeWarning"
 )
-
-VOCAB_SIZE = 300
-SMALL = Tuning(block=16, chunk=4, tile=8, few=32, span=64)
-PROMPT = (1, 2, 3, 4, 1, 2, 3, 5, 1, 2)
-BIASES = tuple((token_id, (-1) ** token_id * 3.0) for token_id in range(0, VOCAB_SIZE, 7))
-BEAM = BeamParams(width=3, stop_token_ids=(EOS,))
-PARAMS = [
-    SamplingParams(),
-    SamplingParams(repetition_penalty=1.3),
-    SamplingParams(presence_penalty=0.7, frequency_penalty=0.4, penalize_prompt=True, logprobs=0),
-    SamplingParams(
-        repetition_penalty=0.7, presence_penalty=-0.3, frequency_penalty=1.7, penalize_prompt=False,
-        temperature=0.9, top_p=0.8, seed=1,
-    ),
-    SamplingParams(no_repeat_ngram_size=1),
-    SamplingParams(no_repeat_ngram_size=3, logprobs=5),
-    SamplingParams(logit_bias=BIASES, repetition_penalty=1.5, temperature=1.5, typical_p=0.7, seed=2),
-    SamplingParams(bad_word_ids=((9,), (2, 3), (7, 3), (1, 2, 4), (*PROMPT[1:], 6), PROMPT * 2, (EOS,))),
-    SamplingParams(allowed_token_ids=(1, 31, 32, 63, 299), logit_bias=((63, 2.5), (7, 9.0)), logprobs=20),
-    SamplingParams(beam=BEAM, logit_bias=((11, 4.0),), repetition_penalty=1.2, no_repeat_ngram_size=2),
-    SamplingParams(temperature=1.0, top_k=40, top_p=0.9, typical_p=0.3, seed=3),
-    SamplingParams(temperature=1.0, top_p=0.9, top_p_decay=0.5, top_p_min=0.3, top_p_reset_id=3, seed=4),
-    SamplingParams(min_new_tokens=2, stop_token_ids=(5, 3), frequency_penalty=0.1, logprobs=3),
-    SamplingParams(
-        logit_bias=((3, 5.0),), repetition_penalty=1.1, presence_penalty=0.1, no_repeat_ngram_size=2,
-        bad_word_ids=((4,), (3, 1)), min_new_tokens=2, allowed_token_ids=tuple(range(200)), temperature=2.0,
-        top_k=100, top_p=0.95, min_p=0.001, typical_p=0.9, seed=5, logprobs=20,
-    ),
-]  # fmt: skip
-
-
-def likely_logits(num_rows: int, scale: float, dtype: torch.dtype, seed: int) -> Tensor:
-    """Tokens of the prompt are among the most likely ones."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(num_rows, VOCAB_SIZE, generator=generator) * scale
-    logits[:, :10] += 2 * scale
-    return logits.to(dtype).to(DEVICE)
-
-
-def assert_same(step: FullStep, params: Sequence[SamplingParams]) -> None:
-    assert torch.equal(step.actual, step.expected)
-    assert_same_reports(step.actual_reports, step.expected_reports)
-    # A log-softmax comes first in rows of a beam search.
-    is_beam = torch.tensor([each.beam is not None for each in params], device=DEVICE)
-    assert torch.equal(step.actual_processed[~is_beam], step.expected_processed[~is_beam])
-    torch.testing.assert_close(
-        step.actual_processed[is_beam], step.expected_processed[is_beam], rtol=1e-5, atol=1e-5
-    )
 
 
 @pytest.mark.parametrize(
@@ -86,3 +42,54 @@ def test_every_kind_of_row(dtype: torch.dtype, tuning: Tuning, scale: float, num
         step = pair.full_step(likely_logits(num_rows, scale, dtype, seed), order, num_padding=2)
         assert_same(step, [PARAMS[row] for row in order])
         pair.assert_same_state()
+
+
+@settings(deadline=None, max_examples=4, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
+@given(st.lists(any_params(), min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_mixed_rows(params: list[SamplingParams], random: Random) -> None:
+    num_rows = len(params)
+    pair = Pair(num_rows, VOCAB_SIZE, num_rows)
+    prompts = [tuple(random.choices(range(5), k=random.randint(1, 20))) for _ in params]
+    pair.set_rows(
+        [
+            new_row(row, each, generated=random.randrange(len(prompts[row])), token_ids=prompts[row])
+            for row, each in enumerate(params)
+        ]
+    )
+    for seed in range(2):
+        rows = random.sample(range(num_rows), random.randint(1, num_rows))
+        step = pair.full_step(likely_logits(len(rows), 1.5, torch.bfloat16, seed), rows)
+        assert_same(step, [params[row] for row in rows])
+        pair.assert_same_state()
+
+
+def test_rows_that_ask_for_nothing_sample_as_in_the_plain_path() -> None:
+    params = [PARAMS[0], SamplingParams(temperature=1.0, seed=1), PARAMS[10]]
+    pair, plain = Pair(3, VOCAB_SIZE, 3, SMALL), Pair(3, VOCAB_SIZE, 3, SMALL)
+    for each in (pair, plain):
+        each.set_rows([new_row(row, wanted) for row, wanted in enumerate(params)])
+    logits = likely_logits(3, 1.0, torch.bfloat16, 0)
+    assert torch.equal(pair.full_step(logits, range(3)).actual, plain.step(logits, range(3)).actual)
+    assert torch.equal(pair.actual.state.packed, plain.actual.state.packed)
+
+
+def test_custom_processors_see_all_other_changes() -> None:
+    named = (NamedSpec("raises 7"),)
+    params = [
+        SamplingParams(logits_processors=named, logit_bias=((7, 2.0),), logprobs=2),
+        SamplingParams(logits_processors=named, bad_word_ids=((7,),), min_new_tokens=1),
+        SamplingParams(repetition_penalty=1.1),
+        SamplingParams(),
+    ]
+    pair = Pair(4, VOCAB_SIZE, 5, custom=RaisesSeven())
+    pair.set_rows([new_row(row, each, token_ids=PROMPT) for row, each in enumerate(params)])
+    order = [3, 1, 0, 2]
+
+    def process(processed: Tensor, rows: Tensor) -> None:
+        assert rows.tolist() == [*order, -1]
+        assert processed[1, [7, EOS]].tolist() == [-torch.inf] * 2
+        RaisesSeven.on_device(processed, rows)
+
+    step = pair.full_step(likely_logits(4, 1.0, torch.float32, 0), order, 1, process)
+    assert_same(step, [params[row] for row in order])
+    pair.assert_same_state()
