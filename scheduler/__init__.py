@@ -1,5 +1,6 @@
 """Which sequences run in the next step, and the loop that drives steps."""
 
+from scheduler.beams import BeamParams
 from scheduler.config import SchedulerConfig
 from scheduler.errors import FatalStepError
 from scheduler.loop import StepLoop
@@ -18,6 +19,7 @@ from scheduler.step import (
 )
 
 __all__ = [
+    "BeamParams",
     "Chunk",
     "FatalStepError",
     "Finish",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as Seq
 
+from kvcache.manager import KVCacheManager
 from scheduler.beams import Candidate, Child
 from scheduler.request import BeamGroup, Sequence, SequenceStatus
 from scheduler.roster import Roster
@@ -18,7 +19,8 @@ class BeamSteps:
     the last one if it is not full, is copied, when they ask for room.
     """
 
-    def __init__(self, running: RunningSequences, roster: Roster) -> None:
+    def __init__(self, kv: KVCacheManager, running: RunningSequences, roster: Roster) -> None:
+        self._kv = kv
         self._running = running
         self._roster = roster
 
@@ -53,7 +55,7 @@ class BeamSteps:
         group.beams = self._seat(group, children)
         for sequence, beam in zip(group.beams, group.search.beams, strict=True):
             sequence.token_ids[sequence.num_prompt_tokens :] = beam.token_ids
-            self._running.resume_beam(sequence)
+            self._resume(sequence)
 
     def _seat(self, group: BeamGroup, children: Seq[Child]) -> list[Sequence]:
         """A sequence for each child, with what its parent has computed."""
@@ -64,13 +66,42 @@ class BeamSteps:
         for parent in parents:
             if parent in seats:
                 seats.append(free.pop())
-                self._running.fork_beam(parent, seats[-1])
+                self._fork(parent, seats[-1])
             else:
                 seats.append(parent)
         for sequence in free:
-            self._running.vacate(sequence)
+            self._vacate(sequence)
             self._running.release_row(sequence)
         return seats
+
+    def _fork(self, parent: Sequence, child: Sequence) -> None:
+        """The child stands beside its parent then. It is parked if that is, or if there is no row for it."""
+        self._vacate(child)
+        if parent.status is SequenceStatus.RUNNING and self._running.take_row(child):
+            self._running.fork(parent, child, parent.num_computed_tokens)
+            self._running.searching.add(child)
+        else:
+            self._running.release_row(child)
+            self._running.park(child)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """Take the blocks from a sequence that has nothing to compute, and leave it its row."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.searching.remove(sequence)
+            self._kv.free(sequence.sequence_id)
+        self._running.unpark(sequence)
+        sequence.status = SequenceStatus.PARKED
+        sequence.num_computed_tokens = 0
+
+    def _resume(self, sequence: Sequence) -> None:
+        """Its next token is known. The device is told of its row anew: the tokens before may be another's."""
+        sequence.on_device = False
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.searching.remove(sequence)
+            self._running.prefilling.add(sequence)
+        else:
+            self._running.unpark(sequence)
+            self._running.queue(sequence)
 
 
 def _tell_all_of_the_prompt(group: BeamGroup, now: float) -> None:

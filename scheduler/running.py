@@ -109,40 +109,33 @@ class RunningSequences:
             self._fork(sequence)
         return True
 
-    def fork_beam(self, parent: Sequence, child: Sequence) -> None:
-        """The child takes over what a beam that is searching has computed, and stands beside it. It is parked
-        if the parent is, or if there is no row for it.
+    def fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
+        """The child, which has a row and no blocks, shares those of the parent's first num_tokens tokens.
 
-        Blocks of the child are given back first, and its row is kept. The parent's steps have been read.
+        Nobody may write into a shared block before it has asked for room again.
         """
-        self.vacate(child)
-        if parent.status is SequenceStatus.RUNNING and (child.row >= 0 or self._free_rows):
-            if child.row < 0:
-                child.row = self._free_rows.pop()
-            self._share(parent, child, parent.num_computed_tokens)
-            self.searching.add(child)
-        else:
-            self.release_row(child)
-            self._park(child)
+        forked = self._kv.fork(parent.sequence_id, child.sequence_id, num_tokens)
+        assert forked, "the parent last asked for room before its last tokens were computed"
+        child.status = SequenceStatus.RUNNING
+        child.num_computed_tokens = child.num_slots = num_tokens
+        child.num_publishable_tokens = 0
+        parent.num_slots = parent.num_computed_tokens
 
-    def vacate(self, sequence: Sequence) -> None:
-        """Take the blocks from a beam that has nothing to compute, and leave it its row."""
-        if sequence.status is SequenceStatus.RUNNING:
-            self.searching.remove(sequence)
-            self._kv.free(sequence.sequence_id)
-        self.unpark(sequence)
+    def take_row(self, sequence: Sequence) -> bool:
+        """Whether the sequence has a row now."""
+        if sequence.row < 0 and self._free_rows:
+            sequence.row = self._free_rows.pop()
+        return sequence.row >= 0
+
+    def queue(self, sequence: Sequence) -> None:
+        """A sequence that holds nothing waits for room."""
+        sequence.status = SequenceStatus.WAITING
+        self._waiting.add(sequence)
+
+    def park(self, sequence: Sequence) -> None:
+        """A beam that holds nothing waits for its search."""
         sequence.status = SequenceStatus.PARKED
-        sequence.num_computed_tokens = 0
-
-    def resume_beam(self, sequence: Sequence) -> None:
-        """Its next token is known. The device is told of its row anew: the tokens before may be another's."""
-        sequence.on_device = False
-        if sequence.status is SequenceStatus.RUNNING:
-            self.searching.remove(sequence)
-            self.prefilling.add(sequence)
-        else:
-            self.unpark(sequence)
-            self._queue(sequence)
+        self.parked.add(sequence)
 
     def unpark(self, sequence: Sequence) -> None:
         """Nothing happens to a sequence that is not in the list."""
@@ -287,40 +280,23 @@ class RunningSequences:
         sequence.on_device = False
         sequence.num_preemptions += 1
         if is_computed:
-            self._park(sequence)
+            self.park(sequence)
         else:
-            self._queue(sequence)
-
-    def _queue(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        self._waiting.add(sequence)
-
-    def _park(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.PARKED
-        self.parked.add(sequence)
+            self.queue(sequence)
 
     def _fork(self, leader: Sequence) -> None:
         """The prompt is computed: its followers share all of it but the last token.
 
         That one each computes itself, in a later step (its copies of shared blocks come before the
-        computation, so they would miss what this step writes), and samples after it. Nobody may write into a
-        shared block before it has asked for room again.
+        computation, so they would miss what this step writes), and samples after it.
         """
         num_shared_tokens = leader.num_prompt_tokens - 1
         for follower in leader.followers:
-            self._share(leader, follower, num_shared_tokens)
+            self.fork(leader, follower, num_shared_tokens)
             follower.num_cached_tokens = leader.num_cached_tokens
             follower.times.first_scheduled = leader.times.first_scheduled
             self.prefilling.add(follower)
         leader.followers = []
-
-    def _share(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
-        forked = self._kv.fork(parent.sequence_id, child.sequence_id, num_tokens)
-        assert forked, "the parent last asked for room before its last tokens were computed"
-        child.status = SequenceStatus.RUNNING
-        child.num_computed_tokens = child.num_slots = num_tokens
-        child.num_publishable_tokens = 0
-        parent.num_slots = parent.num_computed_tokens
 
     def _next_block_end(self, num_tokens: int) -> int:
         return (num_tokens // self._block_size + 1) * self._block_size

@@ -46,7 +46,7 @@ class Scheduler:
         self._waiting = RankedList()
         self._running = RunningSequences(kv, self._waiting, config.max_num_seqs, self._counters)
         self._roster = Roster(config.policy, self._waiting, self._running, self._counters)
-        self._beams = BeamSteps(self._running, self._roster)
+        self._beams = BeamSteps(kv, self._running, self._roster)
         self._in_flight: dict[int, LaunchedStep] = {}
 
     # What the caller wants

@@ -29,8 +29,9 @@ class SchedulerStats:
     kv_usage: held blocks over all blocks, 0 to 1. num_decode_rows / num_chunk_tokens: of all launched steps;
     their sum over num_steps is the mean number of tokens a step. num_prompt_tokens: prompts of the requests
     that have been admitted, cached tokens included, once a request. num_generated_tokens: sampled tokens that
-    reached their sequence. num_preempted_tokens: computed tokens that preemptions gave up (what of them is
-    found in the prefix cache need not be computed again). num_finished: sequences by reason.
+    reached their sequence; of a beam search those of its outputs, when it ends. num_preempted_tokens:
+    computed tokens that preemptions gave up (what of them is found in the prefix cache need not be computed
+    again). num_finished: outputs by reason. num_running / num_waiting: sequences, every beam counts.
     num_prefix_queried_tokens / num_prefix_hit_tokens: see KVCacheManager.prefix_stats.
     """
 
