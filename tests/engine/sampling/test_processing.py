@@ -143,24 +143,28 @@ def test_counts_stop_before_they_spill_into_the_prompt_s() -> None:
     assert sampler.tables.seen[0, 40] == (1 << PROMPT_SHIFT) + MAX_SEEN
 
 
-def test_a_row_does_not_inherit_lists() -> None:
+def test_a_row_inherits_nothing_from_the_last_one_even_beside_longer_ones() -> None:
     long = SamplingParams(
         logit_bias=tuple((token_id, 9.0) for token_id in range(70)),
-        bad_word_ids=tuple((token_id,) for token_id in range(70)),
-        allowed_token_ids=(1,),
+        bad_word_ids=tuple((token_id,) for token_id in range(30, 70)),
+        allowed_token_ids=tuple(range(76)),
         no_repeat_ngram_size=1,
         repetition_penalty=2.0,
     )
-    short = SamplingParams(logit_bias=((3, 1.0),), bad_word_ids=((4,), (5,)), frequency_penalty=0.5)
+    short = SamplingParams(
+        logit_bias=((3, 1.0),), bad_word_ids=((4,), (5,)), frequency_penalty=0.5, no_repeat_ngram_size=1
+    )
     logits = logits_of(0, 0)
-    both = torch.stack([logits, logits])
-    sampler = make_sampler(new_row(0, long), new_row(1, short))
-    sampler.set_rows([new_row(0, short), new_row(1, SamplingParams())])
-    sampler.sample(both, torch.arange(2), range(2))
+    batch = logits.repeat(3, 1)
+    text = tuple(range(10, 30))
+    sampler = make_sampler(*[new_row(row, long, prompt=text) for row in range(3)])
+    sampler.set_rows([new_row(0, short, prompt=(8,)), new_row(1, SamplingParams())])
+    sampler.sample(batch, torch.arange(3), range(3))
     expected = logits.clone()
     expected[3] += 1
-    expected[[4, 5]] = -torch.inf
-    assert torch.equal(both, torch.stack([expected, logits]))
+    expected[[4, 5, 8]] = -torch.inf
+    assert torch.equal(batch[:2], torch.stack([expected, logits]))
+    assert batch[2].isneginf().nonzero().flatten().tolist() == [*range(10, 70), 76]
 
 
 def test_as_many_biases_and_bad_tokens_as_there_may_be() -> None:
@@ -189,13 +193,15 @@ def test_a_word_longer_than_the_text_is_not_banned() -> None:
 
 
 def test_the_history_ends_with_the_model_s_length() -> None:
-    params = SamplingParams(no_repeat_ngram_size=1, logit_bias=((5, 1.0),))
-    rows = [new_row(row, params, prompt=PROMPT[:-1]) for row in range(2)]
-    sampler = make_sampler(*rows, num_rows=2, max_model_len=len(PROMPT) + 1)
-    before = sampler.tables.history[1].clone()
+    params = SamplingParams(no_repeat_ngram_size=1)
+    rows = [new_row(row, params) for row in range(2)]
+    sampler = make_sampler(*rows, num_rows=2, max_model_len=len(PROMPT) + 2)
+    history = sampler.tables.history
+    history[1] = 3
+    logits = torch.arange(float(VOCAB_SIZE)).unsqueeze(0)
     for _ in range(4):
-        sampler.sample(torch.randn(1, VOCAB_SIZE), torch.tensor([0]), [0])
-    assert torch.equal(sampler.tables.history[1], before)
+        sampler.sample(logits.clone(), torch.tensor([0]), [0])
+    assert history.tolist() == [[*PROMPT, 76, 75], [3] * (len(PROMPT) + 2)]
 
 
 def test_a_mask_is_read_at_each_step() -> None:
