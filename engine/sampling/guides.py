@@ -1,8 +1,9 @@
 """Grammars of the rows of a batch: which tokens each allows next. On the host, where grammars are."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,60 +16,50 @@ from kvcache.storage import to_device
 from scheduler.step import Finish, NewRow, StepOutput
 
 Masks = npt.NDArray[np.int32]
+_MAX_NUM_THREADS = 16
 
 
-class Guide(Protocol):
-    """Where one output stands in its grammar (guided.grammar.Guide)."""
+class Executor(Protocol):
+    """Many guides of one kind of grammar at once (guided.executor.GuideExecutor)."""
 
-    def advance(self, token_ids: Sequence[int]) -> None:
-        """These were sampled. Raises if they cannot follow, or cannot be judged."""
+    def advance(self, tokens: Sequence[tuple[Any, int]]) -> Mapping[int, Exception]:
+        """Each guide by a token. Returns the errors of those that cannot go on, by index."""
         ...
 
-    def fill(self, mask: Masks) -> None:
-        """Bit i % 32 of word i // 32 becomes 1 where token i may follow. Raises if that cannot be found."""
+    def fill(self, guides: Mapping[int, Any], masks: Masks) -> Mapping[int, Exception]:
+        """guides: by row of masks, int32 [rows, words]: bit i % 32 of word i // 32 becomes 1 where token
+        i may follow. Returns errors likewise, by row.
+        """
         ...
 
 
 class Grammar(Protocol):
     """What a request's text has to match (guided.grammar.Grammar)."""
 
-    def start(self) -> Guide: ...
+    def start(self, token_ids: Sequence[int]) -> object:
+        """A guide: where one output stands that has these tokens already. Raises if they do not match."""
+        ...
+
+    def make_executor(self, num_threads: int) -> Executor:
+        """For guides of all grammars of this kind."""
+        ...
 
 
 class _GuidedRow:
-    """error: why the row cannot go on. A grammar that fails, however it does, fails its own request."""
+    """allowed: further restriction, a mask. error: why the row cannot go on."""
 
-    def __init__(self, grammar: Grammar, allowed: Masks | None) -> None:
-        """allowed: further restriction, a mask."""
+    def __init__(self, kind: type, allowed: Masks | None, start: Callable[[], object]) -> None:
+        self.kind = kind
+        self.allowed = allowed
+        self.guide: object = None
         self.error: str | None = None
-        self._guide: Guide | None = None
-        self._allowed = allowed
-        self._try(lambda: self._begin(grammar))
+        try:
+            self.guide = start()
+        except Exception as error:  # a grammar that fails, however it does, fails its own request
+            self.fail(error)
 
-    def advance(self, token_ids: Sequence[int]) -> None:
-        self._try(lambda: self._started.advance(token_ids))
-
-    def fill(self, mask: Masks) -> None:
-        self._try(lambda: self._started.fill(mask))
-        if self.error is not None:
-            mask.fill(-1)  # something has to be sampled, although it will not count
-        elif self._allowed is not None:
-            mask &= self._allowed
-
-    @property
-    def _started(self) -> Guide:
-        assert self._guide is not None
-        return self._guide
-
-    def _begin(self, grammar: Grammar) -> None:
-        self._guide = grammar.start()
-
-    def _try(self, work: Callable[[], None]) -> None:
-        if self.error is None:
-            try:
-                work()
-            except Exception as error:
-                self.error = f"guided decoding: {error}"
+    def fail(self, error: Exception) -> None:
+        self.error = f"guided decoding: {error}"
 
 
 class GuidedSample(NamedTuple):
@@ -89,6 +80,7 @@ class GuidedRows:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._rows: dict[int, _GuidedRow] = {}
+        self._executors: dict[type, Executor] = {}  # made with the first grammar of a kind
 
     def set_rows(self, new_rows: Iterable[NewRow]) -> None:
         """Replace rows. One that resumes goes on behind what it has generated."""
@@ -108,17 +100,28 @@ class GuidedRows:
     def fill(self, samples: Sequence[GuidedSample]) -> Masks:
         """What each may sample, int32 [len(samples), words]."""
         masks = np.zeros((len(samples), num_mask_words(self._vocab_size)), dtype=np.int32)
-        for mask, sample in zip(masks, samples, strict=True):
-            sample.guided.fill(mask)
+        for kind, executor in self._executors.items():
+            guides = {index: each.guided.guide for index, each in enumerate(samples) if _runs(each, kind)}
+            for index, error in executor.fill(guides, masks).items():
+                samples[index].guided.fail(error)
+        for mask, (_, _, guided) in zip(masks, samples, strict=True):
+            if guided.error is not None:
+                mask.fill(-1)  # something has to be sampled, although it will not count
+            elif guided.allowed is not None:
+                mask &= guided.allowed
         return masks
 
     def take(self, samples: Sequence[GuidedSample], output: StepOutput) -> StepOutput:
         """The step was read: grammars follow its tokens. Rows whose grammar failed end with an error."""
         errors = dict(output.errors)
+        for kind, executor in self._executors.items():
+            taken = [
+                each for each in samples if _runs(each, kind) and output.finishes[each.place] != Finish.ERROR
+            ]
+            tokens = [(each.guided.guide, output.token_ids[each.place]) for each in taken]
+            for index, error in executor.advance(tokens).items():
+                taken[index].guided.fail(error)
         for place, _, guided in samples:
-            if output.finishes[place] == Finish.ERROR and guided.error is None:
-                continue
-            guided.advance((output.token_ids[place],))
             if guided.error is not None:
                 errors[place] = guided.error
                 output.finishes[place] = Finish.ERROR
@@ -126,14 +129,19 @@ class GuidedRows:
 
     def _start(self, new_row: NewRow, params: SamplingParams) -> _GuidedRow:
         grammar: Grammar = params.grammar  # type: ignore[assignment]  # opaque to SamplingParams
+        kind = type(grammar)
+        if kind not in self._executors:
+            self._executors[kind] = grammar.make_executor(min(_MAX_NUM_THREADS, len(os.sched_getaffinity(0))))
         allowed = mask_of(params.allowed_token_ids, self._vocab_size) if params.allowed_token_ids else None
-        guided = _GuidedRow(grammar, allowed)
-        if generated := new_row.token_ids[new_row.num_prompt_tokens :]:
-            guided.advance(generated)
-        return guided
+        generated = new_row.token_ids[new_row.num_prompt_tokens :]
+        return _GuidedRow(kind, allowed, lambda: grammar.start(generated))
 
 
 def write_masks(table: Tensor, samples: Sequence[GuidedSample], masks: Masks) -> None:
     """Into the rows of a table of masks, int32 [rows, words], on the current stream."""
     rows = to_device(torch.tensor([sample.row for sample in samples]), table.device)
     table.index_copy_(0, rows, to_device(torch.from_numpy(masks), table.device))
+
+
+def _runs(sample: GuidedSample, kind: type) -> bool:
+    return sample.guided.kind is kind and sample.guided.error is None

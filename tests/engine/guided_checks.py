@@ -1,6 +1,6 @@
 """Grammars of token ids, so that what guides do to a batch can be checked without a library."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -21,17 +21,33 @@ class _Walk:
 
     def advance(self, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:
-            assert token_id in self._next()
+            assert token_id in self.next
             self.token_ids.append(token_id)
 
-    def fill(self, mask: Masks) -> None:
+    @property
+    def next(self) -> list[int]:
         if self.breaks_after is not None and len(self.token_ids) >= self.breaks_after:
             raise ValueError("out of fuel")
-        for token_id in self._next():
-            mask.view("uint32")[token_id // 32] |= 1 << token_id % 32
-
-    def _next(self) -> list[int]:
         return [(self.token_ids[-1] + step) % 100 for step in _STEPS] if self.token_ids else [7, 8]
+
+
+class _Walkers:
+    """engine.sampling.guides.Executor, one by one."""
+
+    def advance(self, tokens: Sequence[tuple[_Walk, int]]) -> dict[int, Exception]:
+        for walk, token_id in tokens:
+            walk.advance([token_id])
+        return {}
+
+    def fill(self, guides: Mapping[int, _Walk], masks: Masks) -> dict[int, Exception]:
+        errors: dict[int, Exception] = {}
+        for row, walk in guides.items():
+            try:
+                for token_id in walk.next:
+                    masks.view("uint32")[row, token_id // 32] |= 1 << token_id % 32
+            except ValueError as error:
+                errors[row] = error
+        return errors
 
 
 @dataclass(frozen=True)
@@ -40,8 +56,13 @@ class Walks:
 
     breaks_after: int | None = None
 
-    def start(self) -> _Walk:
-        return _Walk(self.breaks_after)
+    def start(self, token_ids: Sequence[int]) -> _Walk:
+        walk = _Walk(self.breaks_after)
+        walk.advance(token_ids)
+        return walk
+
+    def make_executor(self, num_threads: int) -> _Walkers:
+        return _Walkers()
 
 
 def is_walk(token_ids: Sequence[int]) -> bool:

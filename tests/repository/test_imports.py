@@ -25,6 +25,7 @@ CONFINED = {
         f"engine/{name}/kernels/" for name in ("attention", "blas", "sampling", "skinny", "tensorrt_backend")
     ),
     "cuda": ("engine/tensorrt_backend/",),
+    "llguidance": ("engine/sampling/guided/",),
     "asyncio": ("scheduler/loop.py", "engine/serving/", "proto/inflight/"),
     "prometheus_client": ("engine/serving/metrics.py",),
     "grpc": ("engine/serving/", "proto/inflight/"),

@@ -1,6 +1,7 @@
 """A grammar that was proven usable, and the state of each output that follows it."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 from engine.sampling.guided.limits import parser_limits
 from engine.sampling.guided.proof import library_words
 from engine.sampling.guided.spec import GuidedKind
+
+if TYPE_CHECKING:
+    from engine.sampling.guided.executor import GuideExecutor
 
 # [num_words] or [rows, num_words]: bit i % 32 of word i // 32 is token i; 1 is allowed.
 Mask = NDArray[np.int32]
@@ -38,6 +42,12 @@ class Grammar:
         guide = Guide(self._matcher.deep_copy())
         guide.advance(token_ids)
         return guide
+
+    def make_executor(self, num_threads: int) -> "GuideExecutor":
+        """For outputs of any grammars."""
+        from engine.sampling.guided.executor import GuideExecutor  # which knows guides
+
+        return GuideExecutor(num_threads)
 
 
 class Guide:
