@@ -11,8 +11,9 @@ Conventions
                           `field=value: limit`, with the field's path as below: `sampling.top_p=1.5: …`
       ALREADY_EXISTS      a request with this request_id is running
       NOT_FOUND           Abort: no request with this request_id is running
-      RESOURCE_EXHAUSTED  the queue is full (said at once), the message is larger than the server takes, or
-                          the client did not read its stream for too long. Retry later.
+      RESOURCE_EXHAUSTED  the queue is full (said at once), too many log-probabilities of prompts are asked
+                          for, the message is larger than the server takes, or the client did not read its
+                          stream for too long. Retry later.
       UNAVAILABLE         the server is shutting down, or its engine is dead. Retry elsewhere.
       DEADLINE_EXCEEDED   the call's deadline passed, wherever the request was: queued, running, being read
       CANCELLED           the client cancelled the call
