@@ -19,6 +19,7 @@ from engine.sampling.custom import (
     StoppingCriteria,
 )
 from engine.sampling.custom.builtin import register_builtin
+from engine.sampling.hooks import CapturableRows
 from engine.sampling.params import NamedSpec, SamplingParams
 from engine.sampling.rows import RowState
 from engine.sampling.sampler import Sampled, Sampler
@@ -155,7 +156,8 @@ class Batch:
     def __init__(self, registry: Registry | None = None, max_len: int = MAX_LEN) -> None:
         self.state = RowState(NUM_ROWS, VOCAB, max_len, (), CPU)
         self.custom = CustomRows(registry or make_registry(), self.state)
-        self.sampler = Sampler(NUM_ROWS, VOCAB, max_len, (), CPU, self.custom, self.state)
+        hooks: CapturableRows = self.custom
+        self.sampler = Sampler(NUM_ROWS, VOCAB, max_len, (), CPU, hooks, self.state)
         self.tokens: dict[int, list[int]] = {}
 
     def enter(

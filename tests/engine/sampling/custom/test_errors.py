@@ -161,6 +161,16 @@ def test_a_row_that_is_not_let_go_of_runs_without_a_graph() -> None:
     assert errors == {}
 
 
+def test_what_add_left_behind_is_removed() -> None:
+    registry = make_registry()
+    registry.add_logits_processor("wrong", FailingAdd)
+    batch = Batch(registry)
+    batch.enter(0, SamplingParams(logits_processors=(spec("wrong", scale=3.0),)))
+    logits = torch.ones(1, VOCAB)
+    batch.custom.process_captured(logits, torch.tensor([0]))
+    assert torch.equal(logits, torch.ones(1, VOCAB))
+
+
 def test_the_device_failing_fails_everything() -> None:
     def lost(*_: object) -> Tensor:
         raise torch.AcceleratorError("unspecified launch failure")
