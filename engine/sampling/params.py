@@ -204,7 +204,7 @@ class SamplingParams:
             raise InvalidArgumentError("min_new_tokens", self.min_new_tokens, limit)
         if self.beam is not None:
             self._check_beam(self.beam)
-        elif self.temperature == 0:
+        if self.temperature == 0:
             self._check_greedy()
         if self.guided is not None and self.ignore_eos:
             raise InvalidArgumentError("ignore_eos", True, "guided output ends with an end-of-sequence token")
@@ -225,7 +225,7 @@ class SamplingParams:
             if value != neutral:
                 raise InvalidArgumentError(name, value, f"must be {neutral} here{_OFF}")
         for name, number in (("n", self.num_outputs), ("best_of", self.best_of or 1)):
-            if number > 1:
+            if number > 1 and self.beam is None:
                 limit = "must be 1 when temperature is 0 (unset means 0, greedy): all outputs would be equal"
                 raise InvalidArgumentError(name, number, limit)
 

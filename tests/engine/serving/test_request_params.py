@@ -118,6 +118,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"beam": v1.Beam(width=2, early_stopping=9)}, "sampling.beam.early_stopping=9"),  # type: ignore[arg-type]
     ({"beam": v1.Beam(width=2), "n": 3}, "n=3"),
     ({"beam": v1.Beam(width=2), "temperature": 1.0}, "sampling.temperature=1.0"),
+    ({"beam": v1.Beam(width=2), "top_p": 0.5}, "sampling.top_p=0.5"),
     ({"best_of": 2}, "best_of=2"),
     ({"best_of": 2, "n": 3, "temperature": 1.0}, "best_of=2"),
     ({"logprobs": 21}, "output.logprobs=21"),
