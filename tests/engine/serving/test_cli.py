@@ -264,6 +264,38 @@ async def test_generate_prints_events_as_json(served: Served) -> None:
     assert events[-1]["usage"] == {"prompt_tokens": 1, "generated_tokens": 3}
 
 
+@pytest.mark.parametrize(
+    ("options", "finish"),
+    [
+        (("--stop-regex", "[e-g]+"), {"reason": "FINISH_REASON_STOP", "stop_regex": "[e-g]+"}),
+        (("--max-time-seconds", "1e-9"), {"reason": "FINISH_REASON_TIME"}),
+        (
+            ("--bad-word", "zz", "--no-repeat-ngram-size", "2", "--max-new-tokens", "3"),
+            {"reason": "FINISH_REASON_LENGTH"},
+        ),
+    ],
+)
+async def test_generate_passes_on_what_is_asked_for(
+    served: Served, options: tuple[str, ...], finish: dict[str, str]
+) -> None:
+    code, out, err = await inflight("generate", "a", "--address", served.address, "--json", *options)
+    assert (code, err) == (0, "")
+    assert json.loads(out.splitlines()[-1])["finish"] == finish
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [(("--choice", "a", "--choice", "b"), "guided="), (("--beam-width", "99"), "sampling.beam.width=99")],
+)
+async def test_generate_asks_for_guides_and_beams(
+    served: Served, options: tuple[str, ...], field: str
+) -> None:
+    """As told by what this server says about them."""
+    code, _, err = await inflight("generate", "a", "--address", served.address, *options)
+    assert code == 1
+    assert err.startswith(f"inflight: INVALID_ARGUMENT: {field}")
+
+
 async def test_generate_tells_what_the_server_refused(served: Served) -> None:
     code, out, err = await inflight("generate", "a", "--address", served.address, "--top-p", "0.5")
     assert (code, out) == (1, "")
