@@ -13,14 +13,15 @@ def advance(state: RowState, rows: Tensor, token_ids: Tensor, batch: RowBatch, h
     """Each of `rows` has generated one more token. rows, token_ids: int64 [n], rows all different. batch,
     hints: of these rows before it. Does not wait for the device.
     """
-    for mask, change in (
-        (hints["flags"] & Flag.COUNTS > 0, _count),
-        (hints["flags"] & Flag.KEEPS > 0, _keep),
-        (hints["decays"], _decay),
-    ):
-        if mask.any():
-            index = to_index(mask, rows.device)
-            change(state, select(rows, index), select(token_ids, index), batch.select(index))
+    if (hints["full"] | hints["decays"]).any():
+        for mask, change in (
+            (hints["flags"] & Flag.COUNTS > 0, _count),
+            (hints["flags"] & Flag.KEEPS > 0, _keep),
+            (hints["decays"], _decay),
+        ):
+            if mask.any():
+                index = to_index(mask, rows.device)
+                change(state, select(rows, index), select(token_ids, index), batch.select(index))
     state.count_token(rows)
 
 

@@ -33,8 +33,6 @@ class Processing:
         self._rows = rows
 
     def run(self) -> None:
-        if not (self._hints["changes"] | self._hints["bans"]).any():
-            return
         flags = self._hints["flags"]
         for change, mask in (
             (self._add_biases, self._hints["num_biases"] > 0),

@@ -84,7 +84,8 @@ class Sampler:
         assert logits.shape == (len(host_rows), self._vocab_size)
         batch = self.state.gather(rows)
         hints = self.hints(host_rows)
-        report = StepReport(logits, hints)
+        is_full = bool(hints["full"].any())
+        report = StepReport(logits, hints) if is_full else None
         errors = self._process(logits, rows, host_rows, batch, hints)
         largest, token_ids = logits.max(dim=-1)
         if hints["random"].any():
@@ -95,12 +96,15 @@ class Sampler:
             token_ids = drawn if index is None else token_ids.index_copy(0, index, drawn)
         advance(self.state, rows, token_ids, batch, hints)
         finishes = _finishes(token_ids, largest, batch)
+        if is_full:
+            _keep_beams_going(finishes, batch)
         if self._custom is not None:
             errors |= self._custom.check(token_ids, finishes, rows, host_rows)
         if errors:
             failed = to_device(torch.tensor(list(errors)), finishes.device)
             finishes.index_fill_(0, failed, Finish.ERROR)
-        return Sampled(token_ids, finishes, report.finish(logits, token_ids), errors)
+        words = None if report is None else report.finish(logits, token_ids)
+        return Sampled(token_ids, finishes, words, errors)
 
     def distribution(self, logits: Tensor, rows: Tensor, host_rows: Sequence[int]) -> Tensor:
         """What `sample` would draw from, if it were called now: probabilities, float64 [n, vocab_size].
@@ -117,7 +121,8 @@ class Sampler:
         self, logits: Tensor, rows: Tensor, host_rows: Sequence[int], batch: RowBatch, hints: Hints
     ) -> dict[int, str]:
         """Errors of custom processors, by index."""
-        Processing(logits, self.state.tables, batch, hints, rows).run()
+        if (hints["full"] | hints["bans"]).any():
+            Processing(logits, self.state.tables, batch, hints, rows).run()
         return {} if self._custom is None else dict(self._custom.process(logits, rows, host_rows))
 
     def _draw(self, logits: Tensor, batch: RowBatch, hints: Hints) -> Tensor:
@@ -140,5 +145,10 @@ def _finishes(token_ids: Tensor, largest: Tensor, batch: RowBatch) -> Tensor:
     is_last = batch.integers(Column.NUM_GENERATED) + 1 >= batch.integers(Column.MAX_NEW_TOKENS)
     finishes = is_last * torch.full_like(batch.integers(Column.TOP_K), Finish.LENGTH)
     finishes.masked_fill_((batch.stop_ids == token_ids.unsqueeze(1)).any(1), Finish.STOP)
-    finishes.masked_fill_(batch.integers(Column.FLAGS) & Flag.BEAM > 0, Finish.NONE)
     return finishes.masked_fill_(~largest.isfinite(), Finish.ERROR)
+
+
+def _keep_beams_going(finishes: Tensor, batch: RowBatch) -> None:
+    """Their search decides when they end, unless by an error."""
+    is_beam = batch.integers(Column.FLAGS) & Flag.BEAM > 0
+    finishes.masked_fill_(is_beam & (finishes != Finish.ERROR), Finish.NONE)

@@ -247,6 +247,7 @@ def test_beam_rows_process_log_probabilities_and_do_not_advance() -> None:
     sampled = sampler.sample(batch, torch.tensor([0]), [0])
     plain = replace(params, beam=None)
     assert torch.equal(batch[0], processed(plain, (5, 8), logits.log_softmax(-1)))
+    assert sampled.token_ids.tolist() == [EOS]  # which would end any other row
     assert sampled.finishes.tolist() == [Finish.NONE]
     assert torch.equal(sampler.tables.seen, seen)
     assert torch.equal(sampler.tables.history, history)
