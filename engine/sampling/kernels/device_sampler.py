@@ -124,6 +124,7 @@ class DeviceSampler:
         """
         assert len(logits) == len(token_ids) == len(report) <= self._max_num_samples
         assert 0 <= num_reported <= MAX_CANDIDATES
+        assert logits.stride(1) == 1
         assert report.is_contiguous()
         self._passes.summarize_raw(logits, None)
         self._passes.report(logits, None, token_ids, report, num_reported)

@@ -73,7 +73,9 @@ def _report_best(row_logits, vocab_size, base, count, listed, num_listed, report
         place += 1
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_reported"])
+@triton.jit(  # one compilation for parts of a prompt, wherever they begin
+    do_not_specialize=["num_blocks", "num_reported"], do_not_specialize_on_alignment=["token_ids", "report"]
+)
 def report_rows(
     logits,  # [n, vocab_size]
     processed,  # float32 [n, vocab_size]; None if rows is

@@ -70,12 +70,13 @@ class Pair:
         num_samples: int,
         tuning: Tuning = Tuning(),  # noqa: B008
         custom: CustomRows | None = None,
+        max_model_len: int = MAX_MODEL_LEN,
     ) -> None:
-        self.expected_state = RowState(num_rows, vocab_size, MAX_MODEL_LEN, (EOS,), DEVICE)
+        self.expected_state = RowState(num_rows, vocab_size, max_model_len, (EOS,), DEVICE)
         self.expected = Sampler(
-            num_rows, vocab_size, MAX_MODEL_LEN, (EOS,), DEVICE, custom, self.expected_state
+            num_rows, vocab_size, max_model_len, (EOS,), DEVICE, custom, self.expected_state
         )
-        self.actual = DeviceSampler(num_rows, vocab_size, MAX_MODEL_LEN, (EOS,), num_samples, DEVICE, tuning)
+        self.actual = DeviceSampler(num_rows, vocab_size, max_model_len, (EOS,), num_samples, DEVICE, tuning)
         self.last_token = torch.full((num_rows,), UNWRITTEN, dtype=torch.int32, device=DEVICE)
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:

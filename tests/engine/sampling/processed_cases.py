@@ -17,6 +17,7 @@ SMALL = Tuning(block=16, chunk=4, tile=8, few=32, span=64, history_span=8)
 PROMPT = (1, 2, 3, 4, 1, 2, 3, 5, 1, 2)
 BIASES = tuple((token_id, (-1) ** token_id * 3.0) for token_id in range(0, VOCAB_SIZE, 7))
 BEAM = BeamParams(width=3, stop_token_ids=(EOS,))
+BAD_WORDS = ((9,), (2, 3), (7, 3), (1, 2, 4), (*PROMPT[1:], 6), (*PROMPT, 8), PROMPT * 2, (EOS,))
 PARAMS = [
     SamplingParams(),
     SamplingParams(repetition_penalty=1.3),
@@ -28,7 +29,7 @@ PARAMS = [
     SamplingParams(no_repeat_ngram_size=1),
     SamplingParams(no_repeat_ngram_size=3, logprobs=5),
     SamplingParams(logit_bias=BIASES, repetition_penalty=1.5, temperature=1.5, typical_p=0.7, seed=2),
-    SamplingParams(bad_word_ids=((9,), (2, 3), (7, 3), (1, 2, 4), (*PROMPT[1:], 6), PROMPT * 2, (EOS,))),
+    SamplingParams(bad_word_ids=BAD_WORDS),
     SamplingParams(allowed_token_ids=(1, 31, 32, 63, 299), logit_bias=((63, 2.5), (7, 9.0)), logprobs=20),
     SamplingParams(beam=BEAM, logit_bias=((11, 4.0),), repetition_penalty=1.2, no_repeat_ngram_size=2),
     SamplingParams(temperature=1.0, top_k=40, top_p=0.9, typical_p=0.3, seed=3),
