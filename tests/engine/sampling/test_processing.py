@@ -236,9 +236,7 @@ def test_rows_that_change_nothing_keep_their_logits() -> None:
 
 def test_beam_rows_process_log_probabilities_and_do_not_advance() -> None:
     beam = BeamParams(3, stop_token_ids=(EOS,))
-    params = SamplingParams(
-        beam=beam, repetition_penalty=1.3, no_repeat_ngram_size=2, logit_bias=((3, 50.0),)
-    )
+    params = SamplingParams(beam=beam, repetition_penalty=1.3, no_repeat_ngram_size=2, logit_bias=((3, 0.5),))
     sampler = make_sampler(new_row(0, params, (5, 8)))
     seen, history = sampler.tables.seen.clone(), sampler.tables.history.clone()
     logits = logits_of(0, 0)
