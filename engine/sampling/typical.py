@@ -22,6 +22,7 @@ def keep_typical(logits: Tensor, blocks: Tensor, typical_p: Tensor) -> Tensor:
     weights = blocks.flatten(1)[:, :vocab_size]
     totals = blocks.sum(-1).double().sum(-1)
     mean = _sum_in_blocks(weights * logits.clamp(min=_LOWEST)) / totals
+    # Those that are out come last: they would only make the search look further.
     distances = (logits - mean.float().unsqueeze(1)).abs_().masked_fill_(weights == 0, torch.inf)
     wanted = totals * typical_p
 
