@@ -9,6 +9,7 @@ from benchmarks.gpu_report import Report
 from engine.attention.kernels import PagedAttention, StepAttention
 from engine.config import EngineOptions
 from engine.loading import BuiltBackend, LoadedModel
+from engine.sampling.custom.plugins import build_registry
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.build import _Build
 from engine.tensorrt_backend.choices import Choice, Selection, read_selection
@@ -135,7 +136,7 @@ class DecodeParts:
 
 
 def build_engine(options: EngineOptions) -> Engine:
-    build = _Build(options, None)
+    build = _Build(options, None, build_registry(()))
     built = build.run()
     file = build._selection_file()
     assert isinstance(built.runner, TensorRTRunner)

@@ -119,14 +119,16 @@ def build_backend(options: EngineOptions, progress: PhaseProgress | None = None)
         raise BackendUnavailableError(f"the GPU failed at the start ({reason}): {advice}") from error
 
 
-def _build_tensorrt(options: EngineOptions, progress: PhaseProgress | None) -> BuiltBackend:
+def _build_tensorrt(
+    options: EngineOptions, progress: PhaseProgress | None, registry: Registry
+) -> BuiltBackend:
     from engine.tensorrt_backend.build import build
 
     if (problem := why_no_compiler()) is None:
-        return build(options, progress)
+        return build(options, progress, registry)
     _log.warning("kernels that were not compiled here before will fail: %s", problem)
     try:
-        return build(options, progress)
+        return build(options, progress, registry)
     except (torch.AcceleratorError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, SubprocessError) as error:  # Triton's
@@ -137,7 +139,7 @@ def _build(
     backend: str, options: EngineOptions, progress: PhaseProgress | None, registry: Registry
 ) -> BuiltBackend:
     if backend == "tensorrt":
-        return _build_tensorrt(options, progress)
+        return _build_tensorrt(options, progress, registry)
     from engine.torch_backend.build import build as build_torch
 
     return build_torch(options, progress, registry)

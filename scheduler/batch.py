@@ -67,7 +67,7 @@ def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
     start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
     token_ids = tuple(sequence.token_ids[start:end])
     scored: tuple[int, ...] = ()
-    if sequence.request.scores_prompt:
+    if sequence.request.scores_prompt and sequence.num_scored_tokens < sequence.num_prompt_tokens:
         scored = tuple(sequence.request.prompt_token_ids[start + 1 : end + 1])
     return Chunk(
         sequence.row, start, token_ids, samples=end == len(sequence.token_ids), next_token_ids=scored

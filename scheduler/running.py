@@ -294,6 +294,7 @@ class RunningSequences:
         for follower in leader.followers:
             self.fork(leader, follower, num_shared_tokens)
             follower.num_cached_tokens = leader.num_cached_tokens
+            follower.num_scored_tokens = leader.num_prompt_tokens  # the leader tells all of them
             follower.times.first_scheduled = leader.times.first_scheduled
             self.prefilling.add(follower)
         leader.followers = []

@@ -38,13 +38,17 @@ class CustomRows(Protocol):
 class CapturableRows(CustomRows, Protocol):
     """The same where steps are CUDA graphs."""
 
+    def asks(self, host_rows: Sequence[int]) -> bool:
+        """Whether any of these rows has a processor or criterion."""
+        ...
+
     def needs_eager(self, host_rows: Sequence[int]) -> bool:
         """Whether some of these rows ask for what cannot be captured."""
         ...
 
     def process_captured(self, logits: Tensor, rows: Tensor) -> None:
         """`process` by capturable processors alone, for every row of a graph: they read on the device what a
-        row asks for. rows: int64 [n]; padding is row max_num_rows, for which nothing is asked.
+        row asks for. rows: int32 [n], -1 in padding.
         """
         ...
 

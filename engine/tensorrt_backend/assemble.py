@@ -4,6 +4,8 @@ from engine.attention.kernels import TILE_TOKENS, PagedAttention
 from engine.attention.plan import AttentionShape
 from engine.attention.rope import inverse_frequencies
 from engine.loading import LoadedModel
+from engine.sampling.custom.registry import Registry
+from engine.sampling.custom.rows import CustomRows
 from engine.sampling.kernels import DeviceSampler
 from engine.tensorrt_backend.candidates import Buckets
 from engine.tensorrt_backend.decoder_pass import DecoderPass
@@ -28,8 +30,12 @@ def assemble(
     buffers: StepBuffers,
     executor: Executor,
     uploads: Uploads,
+    registry: Registry,
 ) -> TensorRTRunner:
-    """A runner of as many rows as the largest decode bucket has. Allocates the pool; captures nothing yet."""
+    """A runner of as many rows as the largest decode bucket has. Allocates the pool; captures nothing yet.
+
+    registry: processors and criteria that requests may name.
+    """
     config, device, num_rows = model.config, model.device, buckets.decode[-1]
     num_blocks = num_blocks_for(config.max_model_len, cache.block_size)
     state = DeviceState(len(cache.groups), num_rows, num_blocks, uploads, device)
@@ -40,7 +46,7 @@ def assemble(
     )
     return TensorRTRunner(
         state,
-        StepSampling(sampler, state, buffers, config.vocab_size, custom=None),
+        StepSampling(sampler, CustomRows(registry, sampler.state), state, buffers, config.vocab_size),
         storage,
         uploads,
         buffers,

@@ -20,6 +20,7 @@ from engine.loading import (
 )
 from engine.memory import MemoryBudget, PoolDemand, size_pool
 from engine.model.config import ModelConfig
+from engine.sampling.custom.registry import Registry
 from engine.tensorrt_backend.assemble import assemble, upload_words
 from engine.tensorrt_backend.buckets import decode_buckets, token_buckets
 from engine.tensorrt_backend.candidates import Buckets, Candidates, plan_specs
@@ -48,14 +49,16 @@ _BLAS_WORKSPACE = 64 << 20  # bytes, which torch takes once more for the thread 
 _NUM_BUILDERS = 4  # plans built at once
 
 
-def build(options: EngineOptions, progress: PhaseProgress | None = None) -> BuiltBackend:
-    """Load options.model_dir and get everything ready that a step needs.
+def build(
+    options: EngineOptions, progress: PhaseProgress | None = None, registry: Registry | None = None
+) -> BuiltBackend:
+    """Load options.model_dir and get everything ready that a step needs. registry: what requests may name.
 
     Raises ModelError (unsupported, or a broken checkpoint), BackendUnavailableError (no usable library, GPU
     or driver) or ConfigError (does not fit the GPU, with the budget).
     """
     try:
-        return _Build(options, progress).run()
+        return _Build(options, progress, registry or Registry()).run()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(options, error) from error
 
@@ -92,8 +95,9 @@ class _Chosen:
 class _Build:
     """One start."""
 
-    def __init__(self, options: EngineOptions, progress: PhaseProgress | None) -> None:
+    def __init__(self, options: EngineOptions, progress: PhaseProgress | None, registry: Registry) -> None:
         self._options = options
+        self._registry = registry
         self._progress = progress
         self._phases = Phases(progress)
         self._buckets = buckets_of(options)
@@ -124,7 +128,15 @@ class _Build:
             phases.seconds, chosen.selection.rejected, tuple(details(self._library, chosen.selection))
         )
         return BuiltBackend(
-            "tensorrt", runner, model.config, cache, memory, model.device, model.dtype, report
+            "tensorrt",
+            runner,
+            model.config,
+            cache,
+            memory,
+            model.device,
+            model.dtype,
+            report,
+            self._registry,
         )
 
     # Plans and kernels
@@ -209,4 +221,13 @@ class _Build:
     def _runner(self, chosen: _Chosen, cache: KVCacheConfig) -> TensorRTRunner:
         uploads = Uploads(upload_words(self._buckets), self._model.device)
         executor = StreamExecutor(self._stream)
-        return assemble(self._model, cache, self._buckets, chosen.routed, chosen.buffers, executor, uploads)
+        return assemble(
+            self._model,
+            cache,
+            self._buckets,
+            chosen.routed,
+            chosen.buffers,
+            executor,
+            uploads,
+            self._registry,
+        )

@@ -31,7 +31,7 @@ class DeviceState:
         tables = self._words[2 * max_num_rows :]
         self.block_tables = tables.view(num_groups, max_num_rows, max_num_blocks)
 
-    def update(self, step: StepInput, *, decodes: bool) -> None:
+    def update(self, step: StepInput, *, decodes: bool = False) -> None:
         """Enqueue the step's new rows and blocks, and how far its chunks bring their rows.
 
         decodes: chunks are of one token, and their rows are to decode it: it becomes their last one.

@@ -18,7 +18,8 @@ class Part(Enum):
     """What a graph of a decode bucket holds."""
 
     PLAIN = "plain"  # the model, and sampling from its logits as they are
-    FULL = "full"  # the model, and everything that a row can ask for
+    FULL = "full"  # the model, and everything that a row can ask for by itself
+    CUSTOM = "custom"  # the same, with the processors and criteria that can be captured
     MODEL = "model"  # the model alone: sampling waits for a grammar, or runs code that no graph can hold
 
 
@@ -40,48 +41,46 @@ class SamplingPlan:
 
 
 class StepSampling:
-    """Sampling of one step after the other, in the rows' state. custom: None if the server has no plugins."""
+    """Sampling of one step after the other, in the rows' state."""
 
     def __init__(
         self,
         sampler: DeviceSampler,
+        custom: CapturableRows,
         state: DeviceState,
         buffers: StepBuffers,
         vocab_size: int,
-        custom: CapturableRows | None,
     ) -> None:
-        self._sampler, self._state, self._buffers = sampler, state, buffers
+        self._sampler, self._custom, self._state, self._buffers = sampler, custom, state, buffers
         self._guided = GuidedRows(vocab_size)
-        self._custom = custom
 
     def set_rows(self, new_rows: Sequence[NewRow]) -> None:
         """Enqueued on the current stream."""
         self._sampler.set_rows(new_rows)
         self._guided.set_rows(new_rows)
-        if self._custom is not None and new_rows:
+        if new_rows:
             self._custom.set_rows(new_rows)
 
     def plan(self, rows: tuple[int, ...]) -> SamplingPlan:
         hints = self._sampler.hints(rows)
         if not hints["full"].any():
             return SamplingPlan(rows, Part.PLAIN)
-        guided = self._guided.start(rows)
-        reported = hints["num_reported"]
-        is_eager = bool(guided) or (self._custom is not None and self._custom.needs_eager(rows))
-        return SamplingPlan(
-            rows,
-            Part.MODEL if is_eager else Part.FULL,
-            guided,
-            reported.tolist() if (reported >= 0).any() else [],
-        )
+        guided, reported = self._guided.start(rows), hints["num_reported"]
+        part = Part.CUSTOM if self._custom.asks(rows) else Part.FULL
+        if guided or self._custom.needs_eager(rows):
+            part = Part.MODEL
+        return SamplingPlan(rows, part, guided, reported.tolist() if (reported >= 0).any() else [])
 
     def capture(self, part: Part, logits: torch.Tensor, rows: torch.Tensor) -> None:
         """What of it a graph holds. logits: [n, vocab]. rows: int32 [n], -1 in padding."""
         if part is Part.PLAIN:
             self._sampler.sample(logits, rows, self._state.last_token, self._buffers.output(len(rows)))
         elif part is Part.FULL:
-            self._enqueue_full(logits, rows, self._process_captured)
-            self._check_captured(rows)
+            self._enqueue_full(logits, rows, None)
+        elif part is Part.CUSTOM:
+            self._enqueue_full(logits, rows, self._custom.process_captured)
+            token_ids, finishes = self._buffers.output(len(rows))
+            self._custom.check_captured(token_ids, finishes, rows)
 
     def enqueue(self, plan: SamplingPlan, logits: torch.Tensor, rows: torch.Tensor) -> Mapping[int, str]:
         """All of it, outside of a graph. Errors of rows, by their place in the plan."""
@@ -90,19 +89,10 @@ class StepSampling:
         if not plan.is_full:
             self.capture(Part.PLAIN, logits, rows)
             return {}
-        errors: dict[int, str] = {}
-        num_samples, custom = len(plan.rows), self._custom
-        rows_64 = rows[:num_samples].long()
-
-        def process(processed: torch.Tensor, _: torch.Tensor) -> None:
-            if custom is not None:
-                errors.update(custom.process(processed[:num_samples], rows_64, plan.rows))
-
-        self._enqueue_full(logits, rows, process)
-        if custom is not None:
-            token_ids, finishes = self._buffers.output(len(rows))[:, :num_samples]
-            errors |= custom.check(token_ids.long(), finishes, rows_64, plan.rows)
-        return errors
+        if not self._custom.asks(plan.rows):
+            self.capture(Part.FULL, logits, rows)
+            return {}
+        return self._enqueue_custom(plan.rows, logits, rows)
 
     def take(self, plan: SamplingPlan, output: StepOutput) -> StepOutput:
         """A step was read, before the next one's is enqueued."""
@@ -118,25 +108,26 @@ class StepSampling:
         """See DeviceSampler.score."""
         self._sampler.score(logits, token_ids, num_reported, report)
 
+    def _enqueue_custom(
+        self, host_rows: tuple[int, ...], logits: torch.Tensor, rows: torch.Tensor
+    ) -> dict[int, str]:
+        errors: dict[int, str] = {}
+        num_samples, custom = len(host_rows), self._custom
+        rows_64 = rows[:num_samples].long()
+
+        def process(processed: torch.Tensor, _: torch.Tensor) -> None:
+            errors.update(custom.process(processed[:num_samples], rows_64, host_rows))
+
+        self._enqueue_full(logits, rows, process)
+        token_ids, finishes = self._buffers.output(len(rows))[:, :num_samples]
+        return errors | dict(custom.check(token_ids.long(), finishes, rows_64, host_rows))
+
     def _enqueue_full(
         self,
         logits: torch.Tensor,
         rows: torch.Tensor,
-        process: Callable[[torch.Tensor, torch.Tensor], None],
+        process: Callable[[torch.Tensor, torch.Tensor], None] | None,
     ) -> None:
         n, buffers = len(rows), self._buffers
         last_token, out = self._state.last_token, buffers.output(n)
         self._sampler.sample_processed(logits, rows, last_token, out, buffers.report[:n], process)
-
-    def _process_captured(self, processed: torch.Tensor, rows: torch.Tensor) -> None:
-        if self._custom is not None:
-            self._custom.process_captured(processed, self._neutral(rows))
-
-    def _check_captured(self, rows: torch.Tensor) -> None:
-        if self._custom is not None:
-            token_ids, finishes = self._buffers.output(len(rows))
-            self._custom.check_captured(token_ids.long(), finishes, self._neutral(rows))
-
-    def _neutral(self, rows: torch.Tensor) -> torch.Tensor:
-        """int64: padding becomes the row behind the last, for which nothing is ever asked."""
-        return rows.masked_fill(rows < 0, len(self._state.last_token)).long()

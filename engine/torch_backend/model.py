@@ -18,7 +18,7 @@ from kvcache.storage import KVCacheStorage
 
 
 class LastLayer(NamedTuple):
-    """What the last attention leaves of N tokens: attended values [N, q_size], residual stream [N, hidden]."""
+    """What the last attention leaves of N tokens: attended [N, q_size], residual stream [N, hidden]."""
 
     attended: torch.Tensor
     residual: torch.Tensor

@@ -12,6 +12,7 @@ from engine.loading import BuiltBackend, LoadedModel
 from engine.memory import MemoryBudget
 from engine.model.checkpoint import load_weights
 from engine.model.huggingface import load_config
+from engine.sampling.custom.plugins import build_registry
 from engine.tensorrt_backend.assemble import assemble, upload_words
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.candidates import Buckets
@@ -71,7 +72,9 @@ class HostExecutor:
         pass
 
 
-def build_on_host(model_dir: Path, num_blocks: int = 64, *, warm_up: bool = False) -> BuiltBackend:
+def build_on_host(
+    model_dir: Path, num_blocks: int = 64, *, warm_up: bool = False, plugins: Sequence[str] = ()
+) -> BuiltBackend:
     """float32, four rows, steps of at most 40 tokens. warm_up: as on a GPU, which takes half a minute."""
     config = load_config(model_dir)
     weights = load_weights(model_dir, config, device=CPU, dtype=torch.float32)
@@ -82,10 +85,13 @@ def build_on_host(model_dir: Path, num_blocks: int = 64, *, warm_up: bool = Fals
     segments = dict.fromkeys(BUCKETS.tokens, TorchSegments(config, weights))
     routed = RoutedSegments(segments, Router({1: 1.0, 4: 2.0}), Router({1: 1.0, 4: 2.0, 40: 3.0}))
     uploads = HostUploads(upload_words(BUCKETS))
-    runner = assemble(model, cache, BUCKETS, routed, buffers, HostExecutor(), cast(Uploads, uploads))
+    registry = build_registry(plugins)
+    runner = assemble(
+        model, cache, BUCKETS, routed, buffers, HostExecutor(), cast(Uploads, uploads), registry
+    )
     for bucket in BUCKETS.decode:
         runner.capture(bucket)
     if warm_up:
         runner.warm_up()
     budget = MemoryBudget(0, 0, (), 0, num_blocks, num_blocks * 16)
-    return BuiltBackend("tensorrt", runner, config, cache, budget, CPU, torch.float32)
+    return BuiltBackend("tensorrt", runner, config, cache, budget, CPU, torch.float32, registry=registry)

@@ -8,7 +8,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from typing import Any
 
 from engine.errors import ConfigError
 from engine.sampling.custom.builtin import register_builtin

@@ -11,6 +11,7 @@ from engine.sampling.params import SamplingParams
 from scheduler.beams import BeamParams
 from scheduler.request import Request
 from tests.engine.conftest import Server
+from tests.engine.custom_cases import CUSTOM_WISHES, write_plugin
 from tests.engine.guided_checks import check_guided_rows
 from tests.engine.logprob_checks import check_logprobs
 
@@ -38,22 +39,22 @@ def gpu_server(server: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """float32, because random models have near ties; four sequences."""
     plan_dir: Path = tmp_path_factory.mktemp("plans")
 
-    def make(name: str, num_blocks: int = 64) -> Any:
-        given = {"device": "cuda", "backend": "tensorrt", "plan_dir": plan_dir, "dtype": "float32"}
+    def make(name: str, num_blocks: int = 64, **changes: Any) -> Any:
+        given = {"device": "cuda", "backend": "tensorrt", "plan_dir": plan_dir, "dtype": "float32"} | changes
         return server(name, num_blocks=num_blocks, **given)
 
     return make
 
 
-@pytest.mark.parametrize("num_blocks", [64, 19])
+@pytest.mark.parametrize("num_blocks", [64, 16])
 def test_wishes_mixed_in_a_batch(
     num_blocks: int, server: Make, gpu_server: Make, prompts: list[list[int]]
 ) -> None:
     """With room for all, and with preemptions."""
     requests = [(prompts[index % 4], wish) for index, wish in enumerate(WISHES)]
-    on_cpu = server("llama2").serve_each(requests, num_new_tokens=24)
+    on_cpu = server("llama2").serve_each(requests, num_new_tokens=32)
     made = gpu_server("llama2", num_blocks)
-    on_gpu = made.serve_each(requests, num_new_tokens=24, steps_in_flight=2)
+    on_gpu = made.serve_each(requests, num_new_tokens=32, steps_in_flight=2)
     assert on_gpu.token_ids == on_cpu.token_ids
     assert on_gpu.stats.num_preemptions > 0 or num_blocks == 64
 
@@ -62,13 +63,27 @@ def test_logprobs(tiny_model: Make, gpu_server: Make, prompts: list[list[int]]) 
     check_logprobs(gpu_server("llama2"), tiny_model("llama2"), prompts, steps_in_flight=2)
 
 
-@pytest.mark.parametrize("num_blocks", [64, 19])
+@pytest.mark.parametrize("num_blocks", [64, 16])
 def test_grammars(num_blocks: int, gpu_server: Make, prompts: list[list[int]]) -> None:
     check_guided_rows(gpu_server("llama2", num_blocks), prompts, steps_in_flight=2)
 
 
+@pytest.mark.parametrize("count", [2, 4])  # all in graphs; and with a classic one, for which none can be
+def test_processors_and_criteria_of_plugins(
+    count: int, server: Make, gpu_server: Make, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    plugins = (write_plugin(tmp_path),)
+    requests = list(zip(prompts[:count], CUSTOM_WISHES[:count], strict=True))
+    expected = server("llama2", plugins=plugins).serve_each(requests, num_new_tokens=24)
+    made = gpu_server("llama2", plugins=plugins)
+    found = made.serve_each(requests, num_new_tokens=24, steps_in_flight=2)
+    assert found.token_ids == expected.token_ids
+    assert found.summaries["1", 0].criterion == expected.summaries["1", 0].criterion == 0
+    assert (made.engine.runner.num_ungraphed_steps > 0) == (count == 4)
+
+
 def test_beam_search(server: Make, gpu_server: Make, prompts: list[list[int]]) -> None:
-    """Two searches, one after the other, for want of rows: as on the CPU, where they are compared with transformers."""
+    """Two, one after the other for want of rows: as on the CPU, where they equal those of transformers."""
 
     def serve(made: Server, steps_in_flight: int) -> dict[tuple[str, int], tuple[list[int], float | None]]:
         for index, prompt in enumerate(prompts[:2]):

@@ -4,6 +4,7 @@ Token for token against transformers. test_runner_gpu.py has the plans, the grap
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from engine.sampling.params import SamplingParams
 from scheduler.step import Chunk, NewRow, StepInput
 from tests.engine.conftest import Server
+from tests.engine.custom_cases import CUSTOM_WISHES, write_plugin
 from tests.engine.guided_checks import check_guided_rows
 from tests.engine.logprob_checks import check_logprobs
 from tests.support.host_runner import build_on_host
@@ -62,6 +64,24 @@ def test_grammars_hold_their_rows_alone(tiny_model: Make, prompts: list[list[int
     """With two steps in flight: the model of one runs before the tokens of the other are known."""
     short = [prompt[:7] for prompt in prompts]
     check_guided_rows(Server(build_on_host(tiny_model("llama2").path)), short, steps_in_flight=2)
+
+
+def test_processors_and_criteria_of_plugins(
+    tiny_model: Make, server: Make, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """Captured ones in a step, classic ones in another, and both beside rows that have none."""
+    plugin = write_plugin(tmp_path)
+    requests = [(prompt[:9], wish) for prompt, wish in zip(prompts, CUSTOM_WISHES, strict=True)]
+    expected = server("llama2", plugins=(plugin,)).serve_each(requests, num_new_tokens=6)
+    found = Server(build_on_host(tiny_model("llama2").path, plugins=(plugin,))).serve_each(
+        requests, num_new_tokens=6, steps_in_flight=2
+    )
+    assert found.token_ids == expected.token_ids
+    assert found.summaries["1", 0].criterion == expected.summaries["1", 0].criterion == 0
+    plain = server("llama2").serve([prompts[3][:9]], num_new_tokens=6)
+    assert found.token_ids["3", 0] == plain.texts[0]
+    for made in (expected, found):
+        assert all(token_id % 2 for token_id in made.token_ids["2", 0])
 
 
 def test_rows_that_did_not_change_are_not_sent_again(tiny_model: Make) -> None:

@@ -46,6 +46,13 @@ def test_a_chunk_brings_its_row_to_its_end(state: DeviceState) -> None:
     assert state.num_computed.tolist() == [0, 0, 19]
 
 
+def test_a_chunk_that_is_decoded_leaves_that_to_the_step(state: DeviceState) -> None:
+    chunk = Chunk(2, 16, (77,), samples=True)
+    state.update(StepInput(0, chunks=(chunk,), new_rows=(new_row(2, 16, (1,), (1,)),)), decodes=True)
+    assert state.num_computed.tolist() == [0, 0, 16]
+    assert state.last_token.tolist() == [0, 0, 77]
+
+
 def test_a_step_without_differences_sends_nothing(state: DeviceState, uploads: HostUploads) -> None:
     state.update(StepInput(0, decode_rows=(0, 1, 2), num_tokens=3))
     assert uploads.num_uploads == 0
