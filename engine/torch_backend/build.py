@@ -18,6 +18,7 @@ from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
 from engine.sampling.custom import Registry
 from engine.sampling.params import SamplingParams
+from engine.sampling.tables import table_bytes
 from engine.torch_backend.runner import TorchRunner
 from kvcache.block_table import num_blocks_for
 from kvcache.config import KVCacheConfig, LayerGroup, group_layers
@@ -50,7 +51,10 @@ def _build(options: EngineOptions, progress: PhaseProgress | None, registry: Reg
         max_model_len=model.max_model_len,
         block_bytes=bytes_per_block(block, model.num_kv_heads, model.head_dim, loaded.dtype),
         weight_bytes=loaded.weight_bytes,
-        set_aside=(("activations", _activation_bytes(options, model, weights, groups)),),
+        set_aside=(
+            ("activations", _activation_bytes(options, model, weights, groups)),
+            ("sampling", table_bytes(options.max_num_seqs, model.vocab_size, model.max_model_len)),
+        ),
     )
     is_cpu = loaded.device.type == "cpu"
     cache, memory = size_pool(options, demand, free_bytes(loaded.device), is_cpu=is_cpu)
