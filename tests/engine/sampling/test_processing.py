@@ -199,7 +199,7 @@ def test_the_history_ends_with_the_model_s_length() -> None:
     history = sampler.tables.history
     history[1] = 3
     logits = torch.arange(float(VOCAB_SIZE)).unsqueeze(0)
-    for _ in range(4):
+    for _ in range(3):
         sampler.sample(logits.clone(), torch.tensor([0]), [0])
     assert history.tolist() == [[*PROMPT, 76, 75], [3] * (len(PROMPT) + 2)]
 
@@ -249,6 +249,8 @@ def test_beam_rows_process_log_probabilities_and_do_not_advance() -> None:
     assert sampled.finishes.tolist() == [Finish.NONE]
     assert torch.equal(sampler.tables.seen, seen)
     assert torch.equal(sampler.tables.history, history)
+    broken = sampler.sample(torch.full((1, VOCAB_SIZE), torch.nan), torch.tensor([0]), [0])
+    assert broken.finishes.tolist() == [Finish.ERROR]
 
 
 @pytest.mark.gpu
