@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from engine.errors import InvalidArgumentError
 from engine.sampling.checks import check_count, check_integer, check_range, check_texts, check_token_ids
 from engine.sampling.guided.spec import GuidedSpec
+from engine.sampling.report import MAX_CANDIDATES
 from scheduler.beams import BeamParams
 
 MAX_OUTPUTS = 128
@@ -174,6 +175,8 @@ class SamplingParams:
         check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, MAX_NGRAM_SIZE)
         check_count("logit_bias", self.logit_bias, MAX_LOGIT_BIASES, "ids")
         check_token_ids("logit_bias", (token_id for token_id, _ in self.logit_bias))
+        if len({token_id for token_id, _ in self.logit_bias}) < len(self.logit_bias):
+            raise InvalidArgumentError("logit_bias", len(self.logit_bias), "ids must all be different")
         for _, bias in self.logit_bias:
             check_range("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
         check_count("bad_words", self.bad_words, MAX_BAD_WORDS, "words")
@@ -238,6 +241,9 @@ class SamplingParams:
             raise InvalidArgumentError("beam.early_stopping", beam.early_stopping, limit)
         if self.num_outputs > beam.width:
             raise InvalidArgumentError("n", self.num_outputs, f"at most beam.width={beam.width}")
+        if beam.num_candidates > MAX_CANDIDATES:
+            limit = f"with {len(beam.stop_token_ids)} stop ids at most {MAX_CANDIDATES} together"
+            raise InvalidArgumentError("beam.width", beam.width, limit)
         self._refuse_with_beam()
 
     def _refuse_with_beam(self) -> None:

@@ -25,6 +25,18 @@ from kvcache.config import KVCacheConfig, LayerGroup, group_layers
 from kvcache.storage import bytes_per_block
 from scheduler.step import Chunk, NewRow, StepInput
 
+# What takes most memory to sample.
+_EVERYTHING = SamplingParams(
+    temperature=1.0,
+    top_p=0.9,
+    typical_p=0.9,
+    repetition_penalty=1.1,
+    frequency_penalty=0.1,
+    no_repeat_ngram_size=2,
+    logprobs=5,
+    seed=0,
+)
+
 
 def build(
     options: EngineOptions, progress: PhaseProgress | None = None, registry: Registry | None = None
@@ -74,7 +86,7 @@ def _activation_bytes(
     num_tokens, num_rows = options.max_num_batched_tokens, options.max_num_seqs
     columns = 4 * model.hidden_size + 2 * model.qkv_size + 3 * model.q_size + 4 * model.intermediate_size
     attention = (2 * model.max_model_len * model.kv_size + (4 << 20)) * 4 + (20 << 20)
-    return num_tokens * columns * 4 + num_rows * model.vocab_size * 4 * 6 + attention
+    return num_tokens * columns * 4 + num_rows * model.vocab_size * 4 * 13 + attention
 
 
 def _measure_activations(
@@ -99,9 +111,9 @@ def _largest_step(options: EngineOptions, model: ModelConfig, num_groups: int) -
     num_chunk_tokens = min(options.max_num_batched_tokens - num_decodes, model.max_model_len)
     start = model.max_model_len - num_chunk_tokens
     table = (0,) * num_blocks_for(model.max_model_len, options.cache.block_size)
-    sampling = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
+    sampling = _EVERYTHING
     rows = [
-        NewRow(row, 1, 1, model.max_model_len - 1, (table,) * num_groups, 2, sampling, output_index=0)
+        NewRow(row, 1, 1, model.max_model_len - 1, (table,) * num_groups, 2, sampling, 0, (0, 0))
         for row in range(options.max_num_seqs)
     ]
     chunk = Chunk(num_decodes, start, (0,) * num_chunk_tokens, samples=True)

@@ -5,6 +5,7 @@ import pytest
 
 from engine.errors import InvalidArgumentError
 from engine.sampling.params import SamplingParams, with_seed
+from scheduler.beams import BeamParams
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,15 @@ def test_with_seed_keeps_a_seed_and_makes_different_ones() -> None:
     assert with_seed(SamplingParams(seed=0)).seed == 0
     seeds = {with_seed(SamplingParams()).seed for _ in range(10)}
     assert len(seeds) == 10
+
+
+def test_beams_and_stop_ids_together_are_bounded() -> None:
+    """A row reports so many candidates."""
+    SamplingParams(beam=BeamParams(16, stop_token_ids=tuple(range(48))))
+    with pytest.raises(InvalidArgumentError, match=r"beam.width=16: with 49 stop ids at most 64 together"):
+        SamplingParams(beam=BeamParams(16, stop_token_ids=tuple(range(49))))
+
+
+def test_biases_are_of_different_ids() -> None:
+    with pytest.raises(InvalidArgumentError, match="logit_bias=2: ids must all be different"):
+        SamplingParams(logit_bias=((4, 1.0), (4, 2.0)))
