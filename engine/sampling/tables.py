@@ -28,7 +28,8 @@ class RowTables:
 
     seen: int32 [rows, vocab_size], how often each token occurred, see PROMPT_SHIFT. history: int32 [rows,
     max_model_len], the tokens. masks: int32 [rows, ceil(vocab_size / 32)], bit i % 32 of word i // 32 is 1
-    where token i may be sampled. bias_ids, biases: int32 and float32 [rows, MAX_LOGIT_BIASES]. bad_ids: int32
+    where token i may be sampled. seen_bits: likewise, where it has occurred: kept by the kernels, which read
+    few counts with it. bias_ids, biases: int32 and float32 [rows, MAX_LOGIT_BIASES]. bad_ids: int32
     [rows, MAX_BAD_TOKENS], bad words one after the other; bad_ends: int32 [rows, 2 * MAX_BAD_WORDS], where
     each ends.
     """
@@ -39,6 +40,7 @@ class RowTables:
 
         self.vocab_size = vocab_size
         self.seen = integers(max_num_rows, vocab_size)
+        self.seen_bits = integers(max_num_rows, num_mask_words(vocab_size))
         self.history = integers(max_num_rows, max_model_len)
         self.masks = integers(max_num_rows, num_mask_words(vocab_size))
         self.bias_ids = integers(max_num_rows, MAX_LOGIT_BIASES)
@@ -73,6 +75,7 @@ class RowTables:
             counted = np.minimum(np.bincount(part, minlength=self.vocab_size), MAX_SEEN)
             counts += (counted << shift).astype(np.int32)
         self.seen[new_row.row].copy_(self._on_device(counts))
+        self.seen_bits[new_row.row].copy_(self._on_device(pack_bits(counts != 0)))
 
     def _on_device(self, words: npt.NDArray[np.int32]) -> Tensor:
         return to_device(torch.from_numpy(words), self.seen.device)
@@ -81,7 +84,7 @@ class RowTables:
 def table_bytes(max_num_rows: int, vocab_size: int, max_model_len: int) -> int:
     """What a RowTables takes."""
     lists = 2 * MAX_LOGIT_BIASES + MAX_BAD_TOKENS + _MAX_BAD_WORDS
-    return 4 * max_num_rows * (vocab_size + max_model_len + num_mask_words(vocab_size) + lists)
+    return 4 * max_num_rows * (vocab_size + max_model_len + 2 * num_mask_words(vocab_size) + lists)
 
 
 def num_mask_words(vocab_size: int) -> int:
@@ -90,9 +93,16 @@ def num_mask_words(vocab_size: int) -> int:
 
 def mask_of(token_ids: Sequence[int], vocab_size: int) -> npt.NDArray[np.int32]:
     """int32 [num_mask_words]: these tokens, or all if there are none."""
-    bits = np.zeros(num_mask_words(vocab_size) * 32, dtype=np.uint8)
-    bits[list(token_ids) if token_ids else slice(vocab_size)] = 1
-    return np.packbits(bits, bitorder="little").view(np.int32)
+    allowed = np.zeros(vocab_size, dtype=np.bool_)
+    allowed[list(token_ids) if token_ids else slice(vocab_size)] = True
+    return pack_bits(allowed)
+
+
+def pack_bits(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """int32 [num_mask_words], of flags [vocab_size]."""
+    padded = np.zeros(num_mask_words(len(flags)) * 32, dtype=np.bool_)
+    padded[: len(flags)] = flags
+    return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 def _fill(target: Tensor, values: Sequence[float]) -> None:

@@ -14,12 +14,13 @@ _TOP_P_RESET_ID = tl.constexpr(int(Column.TOP_P_RESET_ID))
 _COUNTS = tl.constexpr(int(Flag.COUNTS))
 _KEEPS = tl.constexpr(int(Flag.KEEPS))
 _MAX_SEEN = tl.constexpr(MAX_SEEN)
+_WORD = tl.constexpr(32)  # tokens of a word of bits
 _OUTPUT_MASK = tl.constexpr((1 << PROMPT_SHIFT) - 1)
 
 
 @triton.jit
-def advance(state, row, token_id, seen, history, vocab_size, history_width):
-    """seen, history: of tables.RowTables; None where no row of the launch has Flag.COUNTS or KEEPS."""
+def advance(state, row, token_id, seen, seen_bits, history, vocab_size, history_width):
+    """seen, seen_bits, history: of tables.RowTables; None where no row has Flag.COUNTS or KEEPS."""
     num_generated = tl.load(state + NUM_GENERATED)
     decay = load_float(state, _TOP_P_DECAY)
     if decay < 1:
@@ -35,6 +36,8 @@ def advance(state, row, token_id, seen, history, vocab_size, history_width):
             count = tl.load(place)
             may_grow = (count & _OUTPUT_MASK) < _MAX_SEEN
             tl.store(place, count + may_grow.to(tl.int32))
+            word = seen_bits + row.to(tl.int64) * ((vocab_size + _WORD - 1) // _WORD) + token_id // _WORD
+            tl.store(word, tl.load(word) | (1 << (token_id % _WORD)))
         position = tl.load(state + NUM_PROMPT) + num_generated
         if ((flags & _KEEPS) != 0) & (position < history_width):
             tl.store(history + row.to(tl.int64) * history_width + position, token_id)

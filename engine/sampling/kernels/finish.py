@@ -131,8 +131,9 @@ def _verdict(state, token_id, largest, STOP_WIDTH: tl.constexpr, STOP_LENGTH: tl
 @triton.jit(do_not_specialize=["num_blocks", "out_stride"])  # one compilation for all batch sizes
 def finish_rows(
     logits,  # [n, vocab_size]
-    processed,  # float32 [n, vocab_size], and `seen` and `history` of tables.RowTables; or None, all three,
+    processed,  # float32 [n, vocab_size], and the next three, of tables.RowTables; or None, all of them,
     seen,  # if no row has any
+    seen_bits,
     history,
     rows,  # int32 [n], -1: writes zeros
     packed,  # int32: rows.RowState
@@ -209,4 +210,4 @@ def finish_rows(
     tl.store(out + sample, token_id)
     tl.store(out + out_stride + sample, finish)
     tl.store(last_token + row, token_id)
-    advance(state, row, token_id, seen, history, vocab_size, history_width)
+    advance(state, row, token_id, seen, seen_bits, history, vocab_size, history_width)

@@ -42,7 +42,8 @@ def process_rows(
     logits,  # [n, vocab_size]
     rows,  # int32 [n], -1: nothing to do
     packed,  # int32: rows.RowState
-    seen,  # these four: tables.RowTables
+    seen,  # these five: tables.RowTables
+    seen_bits,
     masks,
     bias_ids,
     biases,
@@ -71,6 +72,7 @@ def process_rows(
     logits += sample.to(tl.int64) * logits_stride
     processed += sample.to(tl.int64) * vocab_size
     seen += row * vocab_size
+    seen_bits += row * mask_width
     masks += row * mask_width
     base = tl.full((), 0.0, tl.float32)
     if (flags & BEAM) != 0:
@@ -88,7 +90,10 @@ def process_rows(
         is_real = token_ids < vocab_size
         values = tl.load(logits + token_ids, mask=is_real, other=0.0).to(tl.float32) - base
         if (flags & _PENALIZES) != 0:
-            values = _penalize(values, tl.load(seen + token_ids, mask=is_real, other=0), state, flags)
+            # Most words of `seen` are zeros: only sectors that hold others are read.
+            word = tl.load(seen_bits + words, mask=words < mask_width, other=0)
+            is_seen = ((word[:, None] >> bits[None, :]) & 1) != 0
+            values = _penalize(values, tl.load(seen + token_ids, mask=is_seen, other=0), state, flags)
         if (flags & _MASKS) != 0:
             mask = tl.load(masks + words, mask=words < mask_width, other=0)
             values = tl.where(((mask[:, None] >> bits[None, :]) & 1) != 0, values, float("-inf"))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from engine.sampling.params import SamplingParams
 from engine.sampling.report import REPORT_WIDTH, read_reports
 from engine.sampling.rows import Flag, RowState
 from engine.sampling.sampler import Sampler
+from engine.sampling.tables import pack_bits
 from scheduler.step import NewRow, TokenLogprobs
 
 EOS = 2
@@ -140,7 +142,13 @@ class Pair:
         expected, actual = self.expected_state, self.actual.state
         assert torch.equal(actual.packed, expected.packed)
         assert torch.equal(actual.tables.seen, expected.tables.seen)
+        assert torch.equal(actual.tables.seen_bits.cpu(), bits_of(actual.tables.seen))
         assert torch.equal(actual.tables.history, expected.tables.history)
+
+
+def bits_of(seen: Tensor) -> Tensor:
+    """RowTables.seen_bits, of RowTables.seen."""
+    return torch.from_numpy(np.stack([pack_bits(row != 0) for row in seen.cpu().numpy()]))
 
 
 def _reports(report: Tensor | None, num_reported: list[int]) -> Reports:

@@ -16,6 +16,7 @@ from tests.engine.sampling.kernel_cases import (
     FullStep,
     Pair,
     Reports,
+    bits_of,
     new_row,
 )
 from tests.engine.sampling.processed_cases import PARAMS, PROMPT, RaisesSeven, likely_logits
@@ -56,6 +57,7 @@ def align(pair: Pair) -> None:
     source, target = pair.expected_state, pair.actual.state
     target.packed.copy_(source.packed)
     target.tables.seen.copy_(source.tables.seen)
+    target.tables.seen_bits.copy_(bits_of(source.tables.seen))
     target.tables.history.copy_(source.tables.history)
 
 
