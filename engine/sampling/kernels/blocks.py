@@ -14,10 +14,10 @@ from engine.sampling.kernels.row import (
     NUM_REPORTED,
     TEMPERATURE,
     TOP_K,
+    ban_stop_ids,
     count_banned,
     is_random,
     load_float,
-    load_logits,
     load_unbanned,
 )
 
@@ -30,12 +30,15 @@ def summarize_blocks(
     packed,  # int32: rows.RowState
     maxima,  # float32 [n, num_blocks]
     masses,  # float32 [n, num_blocks]: sums of exp((logit - the block's largest) / temperature)
+    raw_maxima,  # as summarize_raw's; None: no row reports
+    raw_masses,
     logits_stride,
     packed_stride,
     vocab_size,
     num_blocks,
     BLOCK: tl.constexpr,  # tokens
     CHUNK: tl.constexpr,  # blocks of a program
+    REREADS: tl.constexpr,  # whether processed logits are others than those that process_rows has summarized
 ):
     sample = tl.program_id(1)
     row = tl.load(rows + sample)
@@ -45,20 +48,41 @@ def summarize_blocks(
     logits += sample.to(tl.int64) * logits_stride
     is_processed = 0
     num_banned = count_banned(state)
+    row_logits = (logits, None, is_processed)
     if processed is not None:
-        processed += sample.to(tl.int64) * vocab_size
         is_processed = tl.load(state + FLAGS) & CHANGES
-        num_banned = tl.where(is_processed != 0, 0, num_banned)  # patch_rows has done it
-    row_logits = (logits, processed, is_processed)
+        if REREADS:
+            row_logits = (logits, processed + sample.to(tl.int64) * vocab_size, is_processed)
+            num_banned = tl.where(is_processed != 0, 0, num_banned)  # process_rows has done it
+        elif is_processed != 0:
+            return
     blocks = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    values = load_logits(row_logits, token_ids, token_ids < vocab_size, state, num_banned)
+    values = load_unbanned(row_logits, token_ids, token_ids < vocab_size)
+    first = sample * num_blocks
+    if raw_maxima is not None:  # noqa: SIM102 (what is known when compiling stays apart)
+        if (is_processed == 0) & (tl.load(state + NUM_REPORTED) >= 0):
+            summarize(values, blocks, num_blocks, raw_maxima + first, raw_masses + first, 1.0, True)
+    values = ban_stop_ids(values, token_ids, state, num_banned)
+    temperature = load_float(state, TEMPERATURE)
+    summarize(values, blocks, num_blocks, maxima + first, masses + first, temperature, needs_masses(state))
+
+
+@triton.jit
+def needs_masses(state):
+    """What top-k keeps has a mass of its own, which has to wait for it."""
+    return is_random(state) & (tl.load(state + TOP_K) == 0)
+
+
+@triton.jit
+def summarize(values, blocks, num_blocks, maxima, masses, temperature, has_masses):
+    """values: float32 [length, BLOCK], of `blocks` [length]. maxima, masses: the row's."""
     largest = tl.max(values, 1)
-    tl.store(maxima + sample * num_blocks + blocks, largest, mask=blocks < num_blocks)
-    # What top-k keeps has a mass of its own, which has to wait for it.
-    if is_random(state) & (tl.load(state + TOP_K) == 0):
-        weights = _weigh(values, largest, load_float(state, TEMPERATURE))
-        tl.store(masses + sample * num_blocks + blocks, tl.sum(weights, 1), mask=blocks < num_blocks)
+    tl.store(maxima + blocks, largest, mask=blocks < num_blocks)
+    if has_masses:
+        base = tl.where(tl.abs(largest) < float("inf"), largest, 0.0)
+        weights = tl.exp((values - base[:, None]) / temperature)
+        tl.store(masses + blocks, tl.sum(weights, 1), mask=blocks < num_blocks)
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
@@ -75,29 +99,23 @@ def summarize_raw(
     BLOCK: tl.constexpr,  # tokens
     CHUNK: tl.constexpr,  # blocks of a program
 ):
-    """Of the model's own logits, for rows that report log-probabilities or start from them."""
+    """Of the model's own logits, for rows that start from their log-probabilities: those of a beam search.
+    Other rows that report some get the same from the kernel that reads their logits.
+    """
     sample = tl.program_id(1)
     if rows is not None:
         row = tl.load(rows + sample)
         if row < 0:
             return
         state = packed + row.to(tl.int64) * packed_stride
-        if (tl.load(state + NUM_REPORTED) < 0) & ((tl.load(state + FLAGS) & BEAM) == 0):
+        if (tl.load(state + FLAGS) & BEAM) == 0:
             return
     row_logits = (logits + sample.to(tl.int64) * logits_stride, None, 0)
     blocks = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     values = load_unbanned(row_logits, token_ids, token_ids < vocab_size)
-    largest = tl.max(values, 1)
-    tl.store(maxima + sample * num_blocks + blocks, largest, mask=blocks < num_blocks)
-    mass = tl.sum(_weigh(values, largest, 1.0), 1)
-    tl.store(masses + sample * num_blocks + blocks, mass, mask=blocks < num_blocks)
-
-
-@triton.jit
-def _weigh(values, largest, temperature):
-    base = tl.where(tl.abs(largest) < float("inf"), largest, 0.0)
-    return tl.exp((values - base[:, None]) / temperature)
+    first = sample * num_blocks
+    summarize(values, blocks, num_blocks, maxima + first, masses + first, 1.0, True)
 
 
 @triton.jit

@@ -27,8 +27,8 @@ class DeviceSampler:
     whose survivors are held in registers and searched for the exact threshold: the one of the torch sampler,
     but for the rounding of sums. Where too many may survive, the search goes over the logits themselves.
 
-    Rows that change their logits get a float32 copy of them, in one pass for all but single banned tokens,
-    and are sampled from it; the logits themselves are read only.
+    Rows that change their logits get a float32 copy of them, in one pass that gives the maxima and masses
+    too, and are sampled from it; the logits themselves are read only.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class DeviceSampler:
         assert report.is_contiguous()
         passes = self._passes
         passes.summarize_raw(logits, rows)
-        passes.process(logits, rows)
         passes.patch(logits, rows)
+        passes.process(logits, rows)
         if custom is not None:
             custom(self.processed(len(rows)), rows)
-        passes.summarize(logits, rows, is_processed=True)
+        passes.summarize(logits, rows, is_processed=True, rereads=custom is not None)
         passes.finish(logits, rows, last_token, out, is_processed=True)
         passes.report(logits, rows, out[0], report)
 

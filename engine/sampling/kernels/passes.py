@@ -41,7 +41,8 @@ class Passes:
     def _stop_width(self) -> int:
         return self.state.packed.shape[1] - Column.STOP_IDS
 
-    def summarize(self, logits: Tensor, rows: Tensor, *, is_processed: bool) -> None:
+    def summarize(self, logits: Tensor, rows: Tensor, *, is_processed: bool, rereads: bool = False) -> None:
+        """rereads: whether processed logits have changed since `process`."""
         num_samples, vocab_size = logits.shape
         packed, scratch = self.state.packed, self.scratch
         chunk = min(self.tuning.chunk, self._length)
@@ -52,12 +53,15 @@ class Passes:
             packed,
             scratch.maxima,
             scratch.masses,
+            scratch.raw_maxima if is_processed else None,
+            scratch.raw_masses if is_processed else None,
             logits.stride(0),
             packed.stride(0),
             vocab_size,
             self._num_blocks,
             BLOCK=self.tuning.block,
             CHUNK=chunk,
+            REREADS=rereads,
             num_warps=self.tuning.summary_warps,
         )
 
@@ -132,7 +136,10 @@ class Passes:
             tables.biases,
             scratch.raw_maxima,
             scratch.raw_masses,
+            scratch.banned,
             scratch.processed,
+            scratch.maxima,
+            scratch.masses,
             logits.stride(0),
             packed.stride(0),
             vocab_size,
@@ -140,6 +147,7 @@ class Passes:
             self._num_blocks,
             spans_of_program,
             SPAN=self.tuning.span,
+            BLOCK=self.tuning.block,
             MAX_BIASES=tables.bias_ids.shape[1],
             LENGTH=self._length,
             num_warps=self.tuning.process_warps,
@@ -155,7 +163,7 @@ class Passes:
             tables.history,
             tables.bad_ids,
             tables.bad_ends,
-            self.scratch.processed,
+            self.scratch.banned,
             packed.stride(0),
             history_width,
             logits.shape[1],

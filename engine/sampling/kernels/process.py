@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
-from engine.sampling.kernels.blocks import log_sum_exp
-from engine.sampling.kernels.row import BEAM, CHANGES, FLAGS, load_float
+from engine.sampling.kernels.blocks import log_sum_exp, needs_masses, summarize
+from engine.sampling.kernels.patch import has_bans
+from engine.sampling.kernels.row import BEAM, CHANGES, FLAGS, NUM_REPORTED, TEMPERATURE, load_float
 from engine.sampling.rows import Column, Flag
 from engine.sampling.tables import PROMPT_SHIFT
 
@@ -37,6 +38,12 @@ def _penalize(values, counts, state, flags):
     return values - load_float(state, _FREQUENCY) * added.to(tl.float32)
 
 
+@triton.jit
+def _in_blocks(values, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """[SPAN // BLOCK, BLOCK]; NaN as +inf, which the largest logit then shows."""
+    return tl.reshape(tl.where(values == values, values, float("inf")), (SPAN // BLOCK, BLOCK))
+
+
 @triton.jit(do_not_specialize=["num_blocks", "num_spans"])
 def process_rows(
     logits,  # [n, vocab_size]
@@ -47,9 +54,12 @@ def process_rows(
     masks,
     bias_ids,
     biases,
-    raw_maxima,  # float32 [n, num_blocks], and raw_masses: of summarize_raw
-    raw_masses,
+    raw_maxima,  # float32 [n, num_blocks], and raw_masses: of summarize_raw; written, as it does, for rows
+    raw_masses,  # that report, but for those of a beam search
+    banned,  # int32 [n, mask_width]: of patch_rows; becomes zeros again
     processed,  # float32 [n, vocab_size]
+    maxima,  # float32 [n, num_blocks], and masses: as those of summarize_blocks, of `processed`
+    masses,
     logits_stride,
     packed_stride,
     vocab_size,
@@ -57,6 +67,7 @@ def process_rows(
     num_blocks,
     num_spans,  # of a program
     SPAN: tl.constexpr,  # tokens
+    BLOCK: tl.constexpr,  # tokens of which there is one maximum
     MAX_BIASES: tl.constexpr,
     LENGTH: tl.constexpr,  # num_blocks, to a power of two
 ):
@@ -74,11 +85,18 @@ def process_rows(
     seen += row * vocab_size
     seen_bits += row * mask_width
     masks += row * mask_width
+    banned += sample.to(tl.int64) * mask_width
+    raw_maxima += sample * num_blocks
+    raw_masses += sample * num_blocks
+    maxima += sample * num_blocks
+    masses += sample * num_blocks
     base = tl.full((), 0.0, tl.float32)
     if (flags & BEAM) != 0:
-        base = log_sum_exp(
-            raw_maxima + sample * num_blocks, raw_masses + sample * num_blocks, num_blocks, LENGTH
-        )
+        base = log_sum_exp(raw_maxima, raw_masses, num_blocks, LENGTH)
+    reports = (tl.load(state + NUM_REPORTED) >= 0) & ((flags & BEAM) == 0)
+    is_banning = has_bans(state)
+    is_weighed = needs_masses(state)
+    temperature = load_float(state, TEMPERATURE)
 
     begin = tl.program_id(0) * num_spans * SPAN
     end = tl.minimum(begin + num_spans * SPAN, vocab_size)
@@ -88,7 +106,12 @@ def process_rows(
         words = start // _WORD + tl.arange(0, SPAN // _WORD)
         token_ids = words[:, None] * _WORD + bits[None, :]
         is_real = token_ids < vocab_size
-        values = tl.load(logits + token_ids, mask=is_real, other=0.0).to(tl.float32) - base
+        blocks = start // BLOCK + tl.arange(0, SPAN // BLOCK)
+        values = tl.load(logits + token_ids, mask=is_real, other=float("-inf")).to(tl.float32)
+        if reports:
+            in_blocks = _in_blocks(values, SPAN, BLOCK)
+            summarize(in_blocks, blocks, num_blocks, raw_maxima, raw_masses, 1.0, True)
+        values -= base
         if (flags & _PENALIZES) != 0:
             # Most words of `seen` are zeros: only sectors that hold others are read.
             word = tl.load(seen_bits + words, mask=words < mask_width, other=0)
@@ -97,7 +120,14 @@ def process_rows(
         if (flags & _MASKS) != 0:
             mask = tl.load(masks + words, mask=words < mask_width, other=0)
             values = tl.where(((mask[:, None] >> bits[None, :]) & 1) != 0, values, float("-inf"))
+        if is_banning:
+            ban = tl.load(banned + words, mask=words < mask_width, other=0)
+            values = tl.where(((ban[:, None] >> bits[None, :]) & 1) != 0, float("-inf"), values)
+            tl.debug_barrier()  # several threads may read the same word
+            tl.store(banned + words, 0, mask=ban != 0)
         tl.store(processed + token_ids, values, mask=is_real)
+        in_blocks = _in_blocks(values, SPAN, BLOCK)
+        summarize(in_blocks, blocks, num_blocks, maxima, masses, temperature, is_weighed)
         start += SPAN
 
     num_biases = tl.load(state + _NUM_BIASES)
@@ -110,7 +140,14 @@ def process_rows(
         biased = tl.load(logits + ids, mask=is_here, other=0.0).to(tl.float32) - base + bias
         if (flags & _PENALIZES) != 0:
             biased = _penalize(biased, tl.load(seen + ids, mask=is_here, other=0), state, flags)
-        if (flags & _MASKS) != 0:
-            mask = tl.load(masks + ids // _WORD, mask=is_here, other=0)
-            biased = tl.where(((mask >> (ids % _WORD)) & 1) != 0, biased, float("-inf"))
-        tl.store(processed + ids, biased, mask=is_here)
+        is_banned = tl.load(processed + ids, mask=is_here, other=0.0) == float("-inf")
+        tl.store(processed + ids, tl.where(is_banned, float("-inf"), biased), mask=is_here)
+        tl.debug_barrier()
+        start = tl.where(tl.max(is_here.to(tl.int32), 0) > 0, begin, end)
+        while start < end:
+            token_ids = start + tl.arange(0, SPAN)
+            values = tl.load(processed + token_ids, mask=token_ids < vocab_size, other=float("-inf"))
+            blocks = start // BLOCK + tl.arange(0, SPAN // BLOCK)
+            in_blocks = _in_blocks(values, SPAN, BLOCK)
+            summarize(in_blocks, blocks, num_blocks, maxima, masses, temperature, is_weighed)
+            start += SPAN

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from engine.sampling.kernels.tuning import Tuning
+from engine.sampling.tables import num_mask_words
 
 _FLOATS_OF_BLOCK = 4  # and `listed`
 
@@ -17,7 +18,8 @@ class Scratch:
 
     maxima, masses: float32 [samples, blocks], of the logits that are drawn from; raw_maxima, raw_masses: of
     the model's. listed: int32 [samples, blocks]. few_ids, few_keys: int32 [samples, Tuning.few].
-    processed: float32 [samples, vocab_size], of rows that change their logits.
+    banned: int32 [samples, ceil(vocab_size / 32)], bits of tokens, zeros between steps. processed: float32
+    [samples, vocab_size], of rows that change their logits.
     """
 
     maxima: Tensor
@@ -27,6 +29,7 @@ class Scratch:
     listed: Tensor
     few_ids: Tensor
     few_keys: Tensor
+    banned: Tensor
     processed: Tensor
 
 
@@ -47,6 +50,7 @@ def make_scratch(num_samples: int, vocab_size: int, tuning: Tuning, device: torc
         listed=integers(num_blocks),
         few_ids=integers(tuning.few),
         few_keys=integers(tuning.few),
+        banned=integers(num_mask_words(vocab_size)).zero_(),
         processed=floats(vocab_size),
     )
 
@@ -54,4 +58,5 @@ def make_scratch(num_samples: int, vocab_size: int, tuning: Tuning, device: torc
 def scratch_bytes(num_samples: int, vocab_size: int, tuning: Tuning = Tuning()) -> int:  # noqa: B008
     """What make_scratch allocates."""
     num_blocks: int = triton.cdiv(vocab_size, tuning.block)
-    return 4 * num_samples * (vocab_size + (_FLOATS_OF_BLOCK + 1) * num_blocks + 2 * tuning.few)
+    of_blocks = (_FLOATS_OF_BLOCK + 1) * num_blocks
+    return 4 * num_samples * (vocab_size + num_mask_words(vocab_size) + of_blocks + 2 * tuning.few)
