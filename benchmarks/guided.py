@@ -21,7 +21,7 @@ from benchmarks.gpu_engine import Engine, build_engine
 from benchmarks.gpu_options import engine_options
 from benchmarks.gpu_requests import make_requests
 from benchmarks.gpu_serve import Server
-from benchmarks.guided_libraries import train_vocabulary
+from benchmarks.gpu_tokenizer import synthetic_tokenizer
 from engine.model.huggingface import parse_config
 from engine.sampling.guided.compiler import GrammarCompiler
 from engine.sampling.guided.grammar import Grammar
@@ -37,7 +37,7 @@ _PERSON = (
 )
 SPECS = {
     "JSON": GuidedSpec("json_schema", f'{{"type":"array","minItems":300,"items":{_PERSON}}}'),
-    "regex": GuidedSpec("regex", "([a-z]{1,12} ){300,400}"),
+    "regex": GuidedSpec("regex", "([A-Z]?[a-z]+ [0-9]{0,3}[,;]? ?)*ENDENDENDEND"),
 }
 
 
@@ -49,7 +49,6 @@ def main() -> int:
     parser.add_argument("--model-dir", type=Path, default=temporary, help="for the weights, 16 GB")
     parser.add_argument("--plan-dir", type=Path, default=temporary / "inflight-plans" / "kept")
     parser.add_argument("--layers", type=int, default=NUM_LAYERS)
-    parser.add_argument("--vocabulary", type=int, default=100_000, help="tokens to train (100000)")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -60,7 +59,7 @@ def main() -> int:
         write_checkpoint(model_dir, arguments.layers, torch.device("cuda"))
         torch.cuda.empty_cache()
     vocab_size = parse_config(config_json(arguments.layers), {}).vocab_size
-    grammars = compile_grammars(train_vocabulary(arguments.vocabulary), vocab_size)
+    grammars = compile_grammars(synthetic_tokenizer(vocab_size).to_str(), vocab_size)
     with torch.inference_mode():
         return measure(
             build_engine(engine_options(model_dir, arguments.plan_dir)), grammars, arguments.rounds
@@ -68,7 +67,7 @@ def main() -> int:
 
 
 def compile_grammars(tokenizer_json: str, vocab_size: int) -> dict[str, Grammar]:
-    compiler = GrammarCompiler(tokenizer_json, vocab_size, (0,))
+    compiler = GrammarCompiler(tokenizer_json, vocab_size, (vocab_size - 1,))
     try:
         return {name: compiler.compile(spec) for name, spec in SPECS.items()}
     finally:
