@@ -6,7 +6,7 @@ from scheduler.errors import FatalStepError
 from scheduler.loop import StepLoop
 from scheduler.request import FinishReason, Request, RequestTimes, SequenceOutput, SequenceSummary
 from scheduler.scheduler import Scheduler
-from scheduler.stats import SchedulerStats, StepStats
+from scheduler.stats import FailureReason, PreemptionReason, SchedulerStats, StepStats
 from scheduler.step import (
     Chunk,
     Finish,
@@ -21,12 +21,14 @@ from scheduler.step import (
 __all__ = [
     "BeamParams",
     "Chunk",
+    "FailureReason",
     "FatalStepError",
     "Finish",
     "FinishReason",
     "NewBlocks",
     "NewRow",
     "PendingStep",
+    "PreemptionReason",
     "Request",
     "RequestTimes",
     "Runner",

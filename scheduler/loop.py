@@ -22,6 +22,7 @@ class _Launched:
     pending: PendingStep
     schedule_seconds: float
     launch_seconds: float
+    idle_seconds: float
 
 
 class StepLoop:
@@ -31,8 +32,9 @@ class StepLoop:
     own. All methods are called on that thread (others use `call_soon_threadsafe`); what they ask for gets in
     between two steps. The attributes can be read from any thread.
 
-    on_outputs: called at most once a step, with the new tokens and ends of all sequences. on_step: called
-    after each step that went well. Whatever they raise ends the loop.
+    on_step: called after each step that went well, before its outputs are told: whoever knows of an end finds
+    the step counted. on_outputs: called at most once a step, with the new tokens and ends of all sequences.
+    Whatever they raise ends the loop.
 
     heartbeat: the clock, in seconds, when the last turn ended that got something done. busy_since: when there
     last was no work; None while there is none. The engine hangs if it is busy and its heart does not beat.
@@ -58,6 +60,7 @@ class StepLoop:
         self._max_consecutive_failures = max_consecutive_failures
         self._num_consecutive_failures = 0
         self._in_flight: deque[_Launched] = deque()
+        self._last_read = self._last_taken = 0.0  # when, of the last step
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -133,7 +136,9 @@ class StepLoop:
             self._fail(step, error)
             return False
         launched = self._clock()
-        self._in_flight.append(_Launched(step, pending, scheduled - started, launched - scheduled))
+        is_alone = not self._in_flight
+        idle = scheduled - self._since(self._last_read) if is_alone else 0.0
+        self._in_flight.append(_Launched(step, pending, scheduled - started, launched - scheduled, idle))
         return True
 
     def _read_oldest(self) -> None:
@@ -142,13 +147,24 @@ class StepLoop:
         try:
             output = launched.pending.result()
         except Exception as error:
+            self._last_read = self._clock()
             self._fail(launched.step, error)
             return
         self._num_consecutive_failures = 0
         read = self._clock()
-        self._tell(self.scheduler.update(output, read))
-        if self._on_step is not None:
-            self._on_step(_stats(launched, read - started, self._clock() - read))
+        outputs = self.scheduler.update(output, read)
+        taken = self._clock()
+        interval = taken - self._since(self._last_taken)
+        self._last_read, self._last_taken = read, taken
+        try:
+            if self._on_step is not None:
+                self._on_step(_stats(launched, read - started, taken - read, interval))
+        finally:
+            self._tell(outputs)
+
+    def _since(self, time: float) -> float:
+        """That time, or when there was work again after it."""
+        return time if self.busy_since is None else max(time, self.busy_since)
 
     def _fail(self, step: StepInput, error: Exception) -> None:
         """The requests of the step end; the others go on, unless the device cannot, or never seems to."""
@@ -180,7 +196,9 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _stats(launched: _Launched, wait_seconds: float, update_seconds: float) -> StepStats:
+def _stats(
+    launched: _Launched, wait_seconds: float, update_seconds: float, interval_seconds: float
+) -> StepStats:
     step = launched.step
     return StepStats(
         step_id=step.step_id,
@@ -190,4 +208,6 @@ def _stats(launched: _Launched, wait_seconds: float, update_seconds: float) -> S
         launch_seconds=launched.launch_seconds,
         wait_seconds=wait_seconds,
         update_seconds=update_seconds,
+        interval_seconds=interval_seconds,
+        idle_seconds=launched.idle_seconds,
     )

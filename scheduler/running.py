@@ -5,7 +5,7 @@ from kvcache.manager import Growth, KVCacheManager
 from scheduler.batch import Batch, PartialChunk
 from scheduler.policy import RankedList
 from scheduler.request import Sequence, SequenceStatus
-from scheduler.stats import Counters
+from scheduler.stats import Counters, PreemptionReason
 
 
 class RunningSequences:
@@ -71,7 +71,7 @@ class RunningSequences:
         while (growth := self._grow(sequence, num_tokens)) is None:
             victim = self._find_victim(sequence) or sequence
             assert victim is not sequence or len(self) > 1, "a sequence alone in the pool fits"
-            self._preempt(victim, batch)
+            self._preempt(victim, batch, PreemptionReason.GROWTH)
             if victim is sequence:
                 return False
         batch.growths[sequence] = growth
@@ -210,7 +210,7 @@ class RunningSequences:
     def _find_rows(self, sequence: Sequence, batch: Batch) -> bool:
         num_rows = 1 + len(sequence.followers)
         while len(self._free_rows) < num_rows:
-            if not self._make_way(sequence, batch):
+            if not self._make_way(sequence, batch, PreemptionReason.ROWS):
                 return False
         return True
 
@@ -220,7 +220,7 @@ class RunningSequences:
             return False
         sequence.num_computed_tokens = self._kv.add(sequence.sequence_id, sequence.findable_token_ids)
         while len(self) and self._num_spare_blocks(sequence) < self._num_missing_blocks(sequence):
-            if not self._make_way(sequence, batch):
+            if not self._make_way(sequence, batch, PreemptionReason.ADMISSION):
                 sequence.num_computed_tokens = 0
                 self._kv.free(sequence.sequence_id)
                 self._refusal = (sequence.sequence_id, self._num_spare_blocks(sequence))
@@ -264,15 +264,15 @@ class RunningSequences:
             return self.worst
         return next((each for each in reversed([*self.searching]) if each.group is sequence.group), None)
 
-    def _make_way(self, sequence: Sequence, batch: Batch) -> bool:
+    def _make_way(self, sequence: Sequence, batch: Batch, why: PreemptionReason) -> bool:
         victim = self._find_victim(sequence)
         if victim is not None:
-            self._preempt(victim, batch)
+            self._preempt(victim, batch, why)
         return victim is not None
 
-    def _preempt(self, sequence: Sequence, batch: Batch) -> None:
-        self._counters.num_preemptions += 1
-        self._counters.num_preempted_tokens += sequence.num_computed_tokens
+    def _preempt(self, sequence: Sequence, batch: Batch, why: PreemptionReason) -> None:
+        self._counters.preemptions[why] += 1
+        self._counters.preempted_tokens[why] += sequence.num_computed_tokens
         batch.drop(sequence)
         is_computed = sequence in self.searching
         self.release(sequence)

@@ -12,7 +12,7 @@ from scheduler.policy import RankedList
 from scheduler.request import FinishReason, LastToken, Request, Sequence, SequenceOutput
 from scheduler.roster import Roster
 from scheduler.running import RunningSequences
-from scheduler.stats import Counters, SchedulerStats, snapshot
+from scheduler.stats import Counters, FailureReason, SchedulerStats, snapshot
 from scheduler.step import Finish, StepInput, StepOutput, TokenLogprobs
 
 _REASONS: dict[int, FinishReason] = {
@@ -103,6 +103,7 @@ class Scheduler:
         All of their outputs: some may have been forked from what the step should have computed.
         """
         step = self._in_flight.pop(step_id)
+        self._counters.failures[FailureReason.STEP] += len(step.sequences)
         self._roster.apply_ends(now)
         for sequence in step.sequences:
             self._roster.end_request(sequence.request, FinishReason.ERROR, now, error)
@@ -234,7 +235,7 @@ class Scheduler:
         answers = zip(sampling, output.token_ids, output.finishes, logprobs_of, strict=False)
         for index, (sequence, token_id, finish, logprobs) in enumerate(answers):
             if sequence.finish_reason is not None or finish == _ERROR:
-                self._drop_token(sequence, now, output.errors.get(index, _NO_DISTRIBUTION))
+                self._drop_token(sequence, now, output.errors.get(index))
                 continue
             if sequence.group is not None:
                 self._take_candidates(sequence, logprobs, now)
@@ -251,11 +252,13 @@ class Scheduler:
                 request_id, told = sequence.request.request_id, () if logprobs is None else (logprobs,)
                 outputs.append(SequenceOutput(request_id, sequence.output_index, (token_id,), None, told))
 
-    def _drop_token(self, sequence: Sequence, now: float, error: str) -> None:
-        """It belongs to nobody: the sequence ended while the step was in flight; or it means nothing."""
+    def _drop_token(self, sequence: Sequence, now: float, error: str | None) -> None:
+        """It belongs to nobody: the sequence ended while the step was in flight; or it means nothing, by an
+        error of its request's own, or (None) of the model."""
         self._counters.num_generated_tokens -= 1
         if sequence.finish_reason is None:
-            self._roster.end(sequence, FinishReason.ERROR, now, error=error)
+            self._counters.failures[FailureReason.CUSTOM if error else FailureReason.LOGITS] += 1
+            self._roster.end(sequence, FinishReason.ERROR, now, error=error or _NO_DISTRIBUTION)
 
     def _take_candidates(self, sequence: Sequence, answer: TokenLogprobs | None, now: float) -> None:
         """No token has been generated yet: those of the best hypotheses count when they are told."""
