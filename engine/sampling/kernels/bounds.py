@@ -7,7 +7,7 @@ sorting-free samplers use (FlashInfer, arXiv:2501.01005; RadiK, arXiv:2501.14336
 import triton
 import triton.language as tl
 
-from engine.sampling.kernels.row import HIGHEST, weigh
+from engine.sampling.kernels.row import HIGHEST, IMPOSSIBLE, weigh
 from engine.sampling.kernels.typical import by_key, rank, weigh_with_distance
 
 TOLERANCE = tl.constexpr(1 << 16)  # of a bound that need not be exact: 1/128 of the value
@@ -24,7 +24,7 @@ def bisect(keys, weights, target, low, high, TOLERANCE: tl.constexpr):
     """The smallest key (to TOLERANCE, from above) such that keys up to it weigh at least `target`, or another
     key that includes the same ones. Keys up to `high` are taken to weigh enough, and below `low` too little.
 
-    keys: int32 [length]. weights: float64 [length]. target: float64.
+    keys: int32 [length]. weights, [length], and target: float64, or float32 of integers.
     """
     while high - low > TOLERANCE:
         middle = low + ((high - low) >> 1)
@@ -37,9 +37,9 @@ def bisect(keys, weights, target, low, high, TOLERANCE: tl.constexpr):
 @triton.jit
 def bound_top_k(block_keys, top_k, LENGTH: tl.constexpr):
     """A key that at least top_k tokens reach: as many blocks have a largest logit that does."""
-    ones = tl.full([LENGTH], 1.0, tl.float64)
+    ones = tl.full([LENGTH], 1.0, tl.float32)
     low, high = all_keys()
-    return bisect(block_keys, ones, top_k.to(tl.float64), low, high, TOLERANCE)
+    return bisect(block_keys, ones, top_k.to(tl.float32), low, high, TOLERANCE)
 
 
 @triton.jit
@@ -77,13 +77,43 @@ def truncate(keys, top_k, top_p, total, high):
     weights = weigh(keys).to(tl.float64)
     low, _ = all_keys()
     if top_k > 0:
-        ones = tl.where(keys <= HIGHEST, 1.0, 0.0).to(tl.float64)
-        high = bisect(keys, ones, top_k.to(tl.float64), low, high, 0)
+        ones = tl.where(keys <= HIGHEST, 1.0, 0.0)
+        high = bisect(keys, ones, top_k.to(tl.float32), low, high, 0)
         kept = tl.sum(tl.where(keys <= high, weights, 0.0), 0)
-        num_kept = tl.sum(tl.where(keys <= high, ones, 0.0), 0)
+        num_kept = tl.sum(tl.where(keys <= high, ones, 0.0), 0).to(tl.float64)
         total = without_ties(kept, num_kept, top_k, high)
     if top_p < 1:
         high = bisect(keys, weights, total * top_p, low, high, 0)
+    return high
+
+
+@triton.jit
+def truncate_small(
+    few_keys, keys, count, top_k, top_p, total, high, LENGTH: tl.constexpr, TILE: tl.constexpr
+):
+    """truncate without a search: what is up to each key is added up for all keys at once, which takes a time
+    that grows with the square of their number, but no step that waits for the one before.
+
+    few_keys: int32 [count], where `keys` [LENGTH] were loaded from. TILE: keys to compare with at a time.
+    """
+    number = tl.zeros([LENGTH], tl.int32)
+    mass = tl.zeros([LENGTH], tl.float64)
+    start = 0
+    while start < count:
+        index = start + tl.arange(0, TILE)
+        others = tl.load(few_keys + index, mask=index < count, other=IMPOSSIBLE)
+        is_below = others[:, None] <= keys[None, :]  # a thread adds up a column: no shuffles between threads
+        weights = weigh(others).to(tl.float64)
+        number += tl.sum(is_below.to(tl.int32), 0)
+        mass += tl.sum(tl.where(is_below, weights[:, None], 0.0), 0)
+        start += TILE
+    if top_k > 0:
+        high = tl.minimum(high, tl.min(tl.where(number >= top_k, keys, HIGHEST), 0))
+        kept = tl.max(tl.where(keys <= high, mass, 0.0), 0)
+        num_kept = tl.max(tl.where(keys <= high, number, 0), 0).to(tl.float64)
+        total = without_ties(kept, num_kept, top_k, high)
+    if top_p < 1:
+        high = tl.minimum(high, tl.min(tl.where(mass >= total * top_p, keys, HIGHEST), 0))
     return high
 
 

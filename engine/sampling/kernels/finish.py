@@ -4,7 +4,13 @@ import triton
 import triton.language as tl
 
 from engine.sampling.kernels.advance import advance
-from engine.sampling.kernels.bounds import bound_top_k, bound_top_p, truncate, truncate_typical
+from engine.sampling.kernels.bounds import (
+    bound_top_k,
+    bound_top_p,
+    truncate,
+    truncate_small,
+    truncate_typical,
+)
 from engine.sampling.kernels.draw import draw
 from engine.sampling.kernels.row import (
     BEAM,
@@ -66,9 +72,19 @@ def _draw_within(source, order, block, last, fraction, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _draw_few(few_ids, few_keys, count, last, typical_p, fraction, FEW: tl.constexpr):
+    """A token of those gathered, with keys up to `last`, that typical-p keeps."""
+    keys = load_few(few_keys, count, FEW)
+    mean, key, last = truncate_typical(keys, last, typical_p)
+    weights = tl.where(rank(keys, (mean, key)) <= last, weigh(keys), 0.0).to(tl.float64)
+    index, _ = draw(weights, fraction, FEW)
+    return tl.load(few_ids + index)
+
+
+@triton.jit
 def _draw_restricted(
     source, state, block_keys, block_masses, fraction, listed, masses, few_ids, few_keys,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, FEW: tl.constexpr, LENGTH: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, FEW: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
     """A token of those that top-k, top-p, min-p and typical-p keep."""
     top_k = tl.load(state + TOP_K)
@@ -86,13 +102,15 @@ def _draw_restricted(
     num_listed = list_blocks(block_keys, high, listed, LENGTH)
     count = gather(source, by_key(), listed, num_listed, 0, high, few_ids, few_keys, BLOCK, TILE, FEW)
     token_id = 0
-    if count <= FEW:
+    if count <= SMALL:
+        keys = load_few(few_keys, count, SMALL)
+        last = truncate_small(few_keys, keys, count, top_k, top_p, total, high, SMALL, TILE)
+        last = tl.minimum(last, floor)
+        token_id = _draw_few(few_ids, few_keys, count, last, typical_p, fraction, SMALL)
+    elif count <= FEW:
         keys = load_few(few_keys, count, FEW)
         last = tl.minimum(truncate(keys, top_k, top_p, total, high), floor)
-        mean, key, last = truncate_typical(keys, last, typical_p)
-        weights = tl.where(rank(keys, (mean, key)) <= last, weigh(keys), 0.0).to(tl.float64)
-        index, _ = draw(weights, fraction, FEW)
-        token_id = tl.load(few_ids + index)
+        token_id = _draw_few(few_ids, few_keys, count, last, typical_p, fraction, FEW)
     else:
         mean, key, last = truncate_many(
             source,
@@ -152,7 +170,8 @@ def finish_rows(
     num_blocks,
     BLOCK: tl.constexpr,  # tokens
     TILE: tl.constexpr,  # blocks
-    FEW: tl.constexpr,  # tokens
+    SMALL: tl.constexpr,  # tokens
+    FEW: tl.constexpr,  # tokens, at least SMALL
     LENGTH: tl.constexpr,  # num_blocks, to a power of two
     STOP_WIDTH: tl.constexpr,
     STOP_LENGTH: tl.constexpr,  # STOP_WIDTH, to a power of two
@@ -195,7 +214,7 @@ def finish_rows(
         if is_restricted:
             token_id = _draw_restricted(
                 source, state, block_keys, block_masses, fraction, listed, masses, few_ids, few_keys,
-                BLOCK, TILE, FEW, LENGTH,
+                BLOCK, TILE, SMALL, FEW, LENGTH,
             )  # fmt: skip
         else:
             block, rest = draw(block_masses, fraction, LENGTH)

@@ -92,6 +92,7 @@ class Passes:
             self._num_blocks,
             BLOCK=self.tuning.block,
             TILE=min(self.tuning.tile, self._length),
+            SMALL=min(self.tuning.small, self.tuning.few),
             FEW=self.tuning.few,
             LENGTH=self._length,
             STOP_WIDTH=self._stop_width,

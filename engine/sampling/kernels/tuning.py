@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """All powers of two; the first six measured on an H200 (benchmarks/sampling.py).
+    """All powers of two; block to finish_warps, but `small`, measured on an H200 (benchmarks/sampling.py).
 
     block: tokens of which the first kernel leaves one maximum and one mass.
     chunk: blocks that one program of it reads.
     tile: blocks that the last kernel looks at in one go.
+    small: tokens that it compares each with each.
     few: tokens that it holds in registers; where more may survive, it passes over the logits several times.
     summary_warps, finish_warps: of the first and the last kernel.
     span: tokens that a program processes in one go, at least 32. history_span: of a history.
@@ -19,6 +20,7 @@ class Tuning:
     block: int = 128
     chunk: int = 64
     tile: int = 32
+    small: int = 256
     few: int = 2048
     summary_warps: int = 8
     finish_warps: int = 8

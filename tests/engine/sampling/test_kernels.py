@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 VOCAB_SIZE = 300
-SMALL = Tuning(block=8, chunk=8, tile=4, few=16)
+SMALL = Tuning(block=8, chunk=8, tile=4, few=16, small=8)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
