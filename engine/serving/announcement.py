@@ -1,11 +1,15 @@
 """What a server says of itself when it has come up."""
 
+import logging
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
 from engine.serving.build import BuiltEngine
+from engine.serving.logs import with_fields
+
+logger = logging.getLogger("inflight")
 
 
 def announce(
@@ -25,6 +29,25 @@ def announce(
         console.print(f"warning: not used, as it differs from the reference: {rejected}")
     console.print(f"try: {_grpcurl(address)}\n")
     console.file.flush()
+
+
+def log_announcement(built: BuiltEngine, address: str, metrics_address: str | None, seconds: float) -> None:
+    """The same for programs, as a line of the log."""
+    info = built.engine.model_info
+    fields = {
+        "model": info.name,
+        "architecture": info.architecture,
+        "dtype": info.dtype,
+        "device": built.device,
+        "backend": built.backend,
+        "max_model_len": info.max_model_len,
+        "grpc_address": address,
+        "metrics_address": metrics_address,
+        "start_seconds": round(seconds, 3),
+    }
+    logger.info("serving %s on %s", info.name, address, extra=with_fields("serving", fields))
+    for rejected in built.start.rejected:
+        logger.warning("not used, as it differs from the reference: %s", rejected)
 
 
 def _rows(

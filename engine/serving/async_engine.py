@@ -25,7 +25,7 @@ read is bounded.
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -51,6 +51,7 @@ from engine.serving.intake import Asked, Intake
 from engine.serving.metrics import Metrics
 from engine.serving.output_processor import Delivery, EngineEnd, OutputProcessor
 from engine.serving.request_outputs import RequestOutputs
+from engine.serving.request_report import RequestObserver, Unread
 from engine.serving.streams import Stream, Streams
 from engine.serving.types import EngineLoad, EngineState, ModelInfo, OutputDelta, OutputOptions
 from engine.serving.watchdog import Watchdog
@@ -110,7 +111,7 @@ class AsyncEngine:
         self._clock = clock
         self._intake = Intake(tokenizer, self.model_info, registry)
         self._compiler = compiler
-        self._streams = Streams(model_info.max_num_seqs + model_info.max_num_queued, self.metrics)
+        self._streams = Streams(model_info.max_num_seqs + model_info.max_num_queued, self.metrics, clock)
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._grammar_pool = ThreadPoolExecutor(_NUM_GRAMMAR_THREADS, thread_name_prefix="grammar")
         self._handoff: Handoff[list[Delivery] | EngineEnd] = Handoff(self._receive)
@@ -121,6 +122,10 @@ class AsyncEngine:
         self._watching: asyncio.Task[None] | None = None
         self._dead = asyncio.Event()
         self._reason = ""
+
+    def set_observers(self, *observers: RequestObserver) -> None:
+        """Who is told how each request went, on the event loop: by default a RequestLog. Before `start`."""
+        self._streams.observers = observers
 
     # Life
 
@@ -193,12 +198,13 @@ class AsyncEngine:
         priority: int = 0,
         output: OutputOptions = _TEXT,
         left_because: Callable[[], FinishReason] = lambda: FinishReason.ABORT,
+        trace_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> AsyncGenerator[OutputDelta, None]:
         """Iterate over what is generated from a prompt (text, or token ids taken as they are).
 
         Nothing happens before the first step of the iteration. Closing it (aclose(), cancelling the task that
         iterates) aborts the request: use contextlib.aclosing() where the iteration may be left early, and
-        left_because to tell why then.
+        left_because to tell why then. trace_headers: W3C trace context, asked for when a trace is written.
         Each output ends with a delta that has a finish; usage and timings come with the last delta of all.
 
         Raises InvalidArgumentError (naming field, value, limit), AlreadyExistsError, OverloadedError (all
@@ -206,7 +212,7 @@ class AsyncEngine:
         are taken: at once, before any work), UnavailableError (draining, or dead, also while it runs),
         StepFailedError (while it runs).
         """
-        asked = Asked(request_id, prompt, params, priority, output, self._clock())
+        asked = Asked(request_id, prompt, params, priority, output, self._clock(), trace_headers)
         stream = self._admit(asked)
         try:
             await self._submit(stream)
@@ -214,6 +220,14 @@ class AsyncEngine:
                 yield delta
         finally:
             self._leave(stream, left_because)
+
+    def refuse(self, request: Unread, error: Exception) -> None:
+        """Count, and tell of, a request that is refused without a `generate`, for it cannot be read."""
+        self._streams.refuse_unread(request, error)
+
+    def leave(self, request: Unread, reason: FinishReason) -> None:
+        """The same for one whose client has left before its `generate`."""
+        self._streams.leave_unread(request, reason)
 
     async def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request, whatever its state, before the next step: its reader gets what there is, then the
@@ -302,9 +316,9 @@ class AsyncEngine:
             self._streams.end_early(stream, reason, self._clock())
 
     def _leave(self, stream: Stream, because: Callable[[], FinishReason]) -> None:
+        self._streams.leave(stream)
         if not stream.ended.done():
             self._abort(stream, because())
-        self._streams.leave(stream)
 
     def _in_pool(self, function: Callable[[], T], pool: Executor | None = None) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(pool or self._pool, function)

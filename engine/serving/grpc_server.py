@@ -20,12 +20,11 @@ class GrpcServer:
 
     def __init__(self, engine: AsyncEngine, options: ServerOptions) -> None:
         self._options = options
-        self._server = grpc.aio.server(
-            interceptors=[StatusInterceptor(SERVICE)], options=_channel_options(options)
-        )
-        self._health = health.aio.HealthServicer()
         pacer = Pacer(options.stream_interval, options.max_messages_per_second)
         service = GenerationService(engine, pacer, options.stall_seconds)
+        interceptor = StatusInterceptor(SERVICE, service.refuse_unreadable)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=_channel_options(options))
+        self._health = health.aio.HealthServicer()
         pb.add_GenerationServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

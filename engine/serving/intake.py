@@ -1,6 +1,6 @@
 """From what a client asked for to a request that can run, or an error that names field and limit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.errors import InvalidArgumentError
@@ -17,7 +17,10 @@ from scheduler.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a client asked for, as it came. arrival_time: seconds on the engine's clock."""
+    """What a client asked for, as it came.
+
+    arrival_time: seconds on the engine's clock. trace_headers: W3C trace context, for whoever wants it.
+    """
 
     request_id: str
     prompt: str | Sequence[int]
@@ -25,6 +28,7 @@ class Asked:
     priority: int
     output: OutputOptions
     arrival_time: float
+    trace_headers: Callable[[], Mapping[str, str]] = dict
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from engine.errors import ConfigError
 
@@ -43,3 +44,42 @@ class ServerOptions:
             raise ConfigError(f"max_messages_per_second {self.max_messages_per_second}: {limit}")
         if not self.stall_seconds > 0:
             raise ConfigError(f"stall_seconds {self.stall_seconds}: must be above 0")
+
+
+LOG_FORMATS = ("console", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """format: lines for people, or for programs. prompts: whether the line of a request shows its prompt."""
+
+    format: str = "console"
+    level: str = "info"
+    prompts: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("format", self.format, LOG_FORMATS), ("level", self.level, LOG_LEVELS)):
+            if value not in choices:
+                raise ConfigError(f"log_{name} {value!r}: must be one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TracingOptions:
+    """otlp_endpoint: http://HOST:PORT or https://HOST:PORT of a collector that speaks OTLP over gRPC; None
+    traces nothing.
+    """
+
+    otlp_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.otlp_endpoint is None:
+            return
+        try:
+            url = urlsplit(self.otlp_endpoint)
+            is_right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:  # brackets, or a port that is none
+            is_right = False
+        if not is_right:
+            limit = "must be http://HOST:PORT, or https:// for TLS"
+            raise ConfigError(f"otlp_endpoint {self.otlp_endpoint!r}: {limit}")

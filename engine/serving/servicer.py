@@ -8,11 +8,14 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-from engine.errors import OverloadedError
+from google.protobuf.message import DecodeError
+
+from engine.errors import InvalidArgumentError, OverloadedError
 from engine.serving import requests, responses
 from engine.serving.async_engine import AsyncEngine
 from engine.serving.interceptor import Context
 from engine.serving.pacing import Pacer
+from engine.serving.request_report import Unread
 from engine.serving.types import OutputDelta
 from engine.serving.version import version
 from inflight import v1 as pb
@@ -20,6 +23,7 @@ from scheduler.request import FinishReason
 
 # gRPC ends a call up to some milliseconds before the deadline that it reports.
 _DEADLINE_SLACK = 0.05
+_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class GenerationService(pb.GenerationServicer):
@@ -66,12 +70,26 @@ class GenerationService(pb.GenerationServicer):
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         return responses.load_message(self._engine.load())
 
+    def refuse_unreadable(self, method: str, context: Context, error: DecodeError) -> None:
+        """A message that is no request, though it should be one."""
+        if method in ("Generate", "GenerateOnce"):
+            self._engine.refuse(Unread("", partial(_trace_headers, context)), error)
+
     async def _start(
         self, request: pb.GenerateRequest, context: Context, interval: Callable[[], float]
     ) -> aclosing[AsyncGenerator[OutputDelta, None]]:
         """The deltas of a request, which ends with the block that reads them, however that ends."""
-        arguments = requests.parse_generate(request, self._engine.model_info)
-        await context.send_initial_metadata((("request-id", arguments.request_id),))
+        unread = Unread(request.request_id, partial(_trace_headers, context))
+        try:
+            arguments = requests.parse_generate(request, self._engine.model_info)
+        except InvalidArgumentError as error:
+            self._engine.refuse(unread, error)
+            raise
+        try:
+            await context.send_initial_metadata((("request-id", arguments.request_id),))
+        except BaseException:
+            self._engine.leave(replace(unread, request_id=arguments.request_id), _why_left(context))
+            raise
         return aclosing(
             self._engine.generate(
                 arguments.request_id,
@@ -80,6 +98,7 @@ class GenerationService(pb.GenerationServicer):
                 priority=arguments.priority,
                 output=replace(arguments.output, interval=interval),
                 left_because=partial(_why_left, context),
+                trace_headers=unread.trace_headers,
             )
         )
 
@@ -98,3 +117,12 @@ def _why_left(context: Context) -> FinishReason:
     remaining = context.time_remaining()
     late = remaining is not None and remaining < _DEADLINE_SLACK
     return FinishReason.DEADLINE if late else FinishReason.ABORT
+
+
+def _trace_headers(context: Context) -> dict[str, str]:
+    """W3C trace context of a call. Several `tracestate` are one list."""
+    found: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if key in _TRACE_HEADERS and isinstance(value, str):
+            found[key] = f"{found[key]},{value}" if key in found else value
+    return found

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,11 @@ from engine.errors import (
     UnavailableError,
 )
 from engine.serving.intake import Asked
+from engine.serving.logs_requests import RequestLog
 from engine.serving.mailbox import Mailbox
 from engine.serving.metrics import Metrics
 from engine.serving.request_outputs import RequestEnd
+from engine.serving.request_report import RequestObserver, RequestReport, Unread, ended, refused
 from engine.serving.types import (
     MAX_PROMPT_LOGPROBS_TOGETHER,
     OutputDelta,
@@ -56,16 +60,19 @@ class Stream:
 class Streams:
     """A request keeps its id and its slots until it has ended and its reader has left.
 
-    A sequence takes a slot. There are as many as may run at once and wait together.
+    A sequence takes a slot. There are as many as may run at once and wait together. clock: the engine's.
+    observers: are told how each request went, refused ones included.
     """
 
-    def __init__(self, num_slots: int, metrics: Metrics) -> None:
+    def __init__(self, num_slots: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self.idle = asyncio.Event()  # set while there is no request
         self.idle.set()
         self._streams: dict[str, Stream] = {}
         self._num_free_slots = num_slots
         self._num_free_prompt_logprobs = MAX_PROMPT_LOGPROBS_TOGETHER
         self._metrics = metrics
+        self._clock = clock
+        self.observers: Sequence[RequestObserver] = (RequestLog(),)
 
     def open(self) -> list[Stream]:
         """Those that have not ended, as of now."""
@@ -107,8 +114,28 @@ class Streams:
         self.leave(stream)
 
     def count_refusal(self, asked: Asked, error: Exception) -> None:
-        self._metrics.num_rejected[_REFUSALS.get(type(error), "invalid")] += 1
-        logger.info("request %s: refused, %s", asked.request_id, type(error).__name__)
+        refusal = _refusal(error)
+        self._metrics.num_rejected[refusal] += 1
+        self._tell(refused(asked, refusal, error, self._clock()))
+
+    def refuse_unread(self, request: Unread, error: Exception) -> None:
+        """What it says cannot be read."""
+        refusal = _refusal(error)
+        self._metrics.num_rejected[refusal] += 1
+        self._tell(request.refused(refusal, error, self._clock()))
+
+    def leave_unread(self, request: Unread, reason: FinishReason) -> None:
+        """Its client was gone before it was admitted."""
+        self._metrics.num_ended[reason] += 1
+        self._metrics.request_latency.observe(0.0)
+        self._tell(request.left(reason, self._clock()))
+
+    def _tell(self, report: RequestReport) -> None:
+        for observe in self.observers:
+            try:
+                observe(report)
+            except Exception:  # a request that went well stays one
+                logger.exception("request %s: its end could not be told", report.request_id)
 
     def end(self, stream: Stream, end: RequestEnd) -> None:
         """The one end of an accepted request. Its last delta is in the mailbox, or the end has an error."""
@@ -121,7 +148,7 @@ class Streams:
             stream.preparing.cancel()
         self._metrics.num_ended[end.reason] += 1
         self._metrics.request_latency.observe(end.timings.total)
-        _log(stream.asked.request_id, end)
+        self._tell(ended(stream.asked, end, client_left=stream.has_left))
         self._release_if_over(stream)
 
     def end_early(self, stream: Stream, reason: FinishReason, now: float) -> None:
@@ -155,23 +182,6 @@ class Streams:
                 self.idle.set()
 
 
-def _log(request_id: str, end: RequestEnd) -> None:
-    """Never any text: prompts are the clients' own."""
-    logger.log(
-        logging.INFO if end.error is None else logging.WARNING,
-        "request %s: %s; tokens: %d prompt, %d cached, %d generated; "
-        "seconds: %s queued, %s to first token, %s in all%s",
-        request_id,
-        end.reason.value,
-        end.usage.num_prompt_tokens,
-        end.usage.num_cached_tokens,
-        end.usage.num_generated_tokens,
-        _seconds(end.timings.queued),
-        _seconds(end.timings.first_token),
-        _seconds(end.timings.total),
-        f" ({end.error})" if end.error is not None else "",
-    )
-
-
-def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.3f}"
+def _refusal(error: Exception) -> str:
+    """As metrics and logs name it."""
+    return _REFUSALS.get(type(error), "invalid")

@@ -29,6 +29,7 @@ CONFINED = {
     "asyncio": ("scheduler/loop.py", "engine/serving/", "proto/inflight/"),
     "prometheus_client": ("engine/serving/metrics.py",),
     "grpc": ("engine/serving/", "proto/inflight/"),
+    "opentelemetry": ("engine/serving/tracing",),
     "numpy": ("engine/", "kvcache/storage.py"),
 }
 
@@ -135,7 +136,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     declared = " ".join(project["dependencies"]).replace("-", "_")
     provided_by = {"google": "protobuf", "grpc_health": "grpcio_health_checking", "grpc": "grpcio"}
     provided_by |= {"grpc_reflection": "grpcio_reflection"}
-    optional = {"tensorrt", "tensorrt_rtx", "triton", "cuda"}
+    optional = {"tensorrt", "tensorrt_rtx", "triton", "cuda", "opentelemetry"}
     third_party = {imported.root for imported in ALL} - set(sys.stdlib_module_names) - set(OURS)
     missing = {m for m in third_party - optional if provided_by.get(m, m) not in declared}
     assert missing == set()

@@ -17,12 +17,13 @@ from engine.config import (
 from engine.demo import MODEL_DIR
 from engine.memory import format_bytes
 from engine.serving.commands.environment import default_plan_dir
-from engine.serving.options import ServerOptions
+from engine.serving.options import LOG_FORMATS, LOG_LEVELS, LogOptions, ServerOptions, TracingOptions
 from scheduler.policy import POLICIES
 
 _ENGINE = EngineOptions(MODEL_DIR)
 _CACHE = CacheOptions()
 _SERVER = ServerOptions()
+_LOGS = LogOptions()
 _SIZE = re.compile(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a Hugging Face directory: config.json, safetensors, tokenizer files (default: the demo model)",
     )
     _add_server(parser.add_argument_group("server").add_argument)
+    _add_observing(parser.add_argument_group("logs and traces").add_argument)
     _add_engine(parser.add_argument_group("engine").add_argument)
     _add_backend(parser.add_argument_group("backend").add_argument)
     _add_cache(parser.add_argument_group("KV cache").add_argument)
@@ -85,7 +87,18 @@ def _add_server(add: Any) -> None:
         default=format_bytes(_SERVER.max_message_bytes),
         help="largest request, such as 64M",
     )
-    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="what is logged")
+
+
+def _add_observing(add: Any) -> None:
+    add("--log-level", choices=LOG_LEVELS, default=_LOGS.level, help="what is logged")
+    add("--log-format", choices=LOG_FORMATS, default=_LOGS.format, help="json: one object a line")
+    add("--log-prompts", action="store_true", help="show the beginning of each prompt in its request's line")
+    add(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="trace every request to this OpenTelemetry collector, such as http://localhost:4317 (OTLP over "
+        "gRPC; needs the extra `tracing`)",
+    )
 
 
 def _add_engine(add: Any) -> None:
@@ -237,3 +250,12 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
         max_messages_per_second=args.max_messages_per_second,
         stall_seconds=args.stall_seconds,
     )
+
+
+def log_options(args: argparse.Namespace) -> LogOptions:
+    return LogOptions(args.log_format, args.log_level, args.log_prompts)
+
+
+def tracing_options(args: argparse.Namespace) -> TracingOptions:
+    """Raises ConfigError."""
+    return TracingOptions(args.otlp_endpoint)

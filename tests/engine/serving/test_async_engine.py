@@ -336,7 +336,7 @@ async def test_one_line_is_logged_for_each_request_and_no_text(caplog: pytest.Lo
     lines = [record.getMessage() for record in caplog.records if record.name == "inflight"]
     good, bad, left = lines
     assert good.startswith("request good: length; tokens: 6 prompt, 0 cached, 5 generated; seconds: 0.")
-    assert bad == "request bad: refused, InvalidArgumentError"
+    assert bad.startswith("request bad: refused, invalid (prompt: must have 1 to 29999 tokens")
     assert left.startswith("request left: abort; tokens: 6 prompt, 4 cached, ")
     assert "secret" not in " ".join(lines)
 
