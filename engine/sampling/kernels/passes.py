@@ -98,6 +98,7 @@ class Passes:
             STOP_WIDTH=self._stop_width,
             STOP_LENGTH=triton.next_power_of_2(self._stop_width),
             num_warps=self.tuning.finish_warps,
+            maxnreg=self.tuning.finish_registers,
         )
 
     def summarize_raw(self, logits: Tensor, rows: Tensor | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """All powers of two; block to finish_warps, but `small`, measured on an H200 (benchmarks/sampling.py).
+    """Powers of two; block to finish_warps, but `small`, were measured on an H200 (benchmarks/sampling.py).
 
     block: tokens of which the first kernel leaves one maximum and one mass.
     chunk: blocks that one program of it reads.
@@ -13,6 +13,8 @@ class Tuning:
     small: tokens that it compares each with each.
     few: tokens that it holds in registers; where more may survive, it passes over the logits several times.
     summary_warps, finish_warps: of the first and the last kernel.
+    finish_registers: the most of a thread of the last kernel: with 128, an SM holds two programs of 8 warps,
+        so that 256 rows are one wave on a large GPU; what does not fit goes to memory.
     span: tokens that a program processes in one go, at least 32. history_span: of a history.
     process_warps, report_warps: of these kernels.
     """
@@ -24,6 +26,7 @@ class Tuning:
     few: int = 2048
     summary_warps: int = 8
     finish_warps: int = 8
+    finish_registers: int = 128
     span: int = 2048
     history_span: int = 8192
     process_warps: int = 8
