@@ -11,13 +11,12 @@ from engine.sampling.kernels.row import (
     BEAM,
     CHANGES,
     FLAGS,
-    NUM_REPORTED,
     TEMPERATURE,
     TOP_K,
-    ban_stop_ids,
     count_banned,
     is_random,
     load_float,
+    load_logits,
     load_unbanned,
 )
 
@@ -25,20 +24,17 @@ from engine.sampling.kernels.row import (
 @triton.jit(do_not_specialize=["num_blocks"])
 def summarize_blocks(
     logits,  # [n, vocab_size]
-    processed,  # float32 [n, vocab_size]; None: no row has any
+    processed,  # float32 [n, vocab_size]: of rows with Flag.CHANGES, and only these are read; None: all rows
     rows,  # int32 [n], -1: nothing to do
     packed,  # int32: rows.RowState
     maxima,  # float32 [n, num_blocks]
     masses,  # float32 [n, num_blocks]: sums of exp((logit - the block's largest) / temperature)
-    raw_maxima,  # as summarize_raw's; None: no row reports
-    raw_masses,
     logits_stride,
     packed_stride,
     vocab_size,
     num_blocks,
     BLOCK: tl.constexpr,  # tokens
     CHUNK: tl.constexpr,  # blocks of a program
-    REREADS: tl.constexpr,  # whether processed logits are others than those that process_rows has summarized
 ):
     sample = tl.program_id(1)
     row = tl.load(rows + sample)
@@ -48,22 +44,17 @@ def summarize_blocks(
     logits += sample.to(tl.int64) * logits_stride
     is_processed = 0
     num_banned = count_banned(state)
-    row_logits = (logits, None, is_processed)
     if processed is not None:
         is_processed = tl.load(state + FLAGS) & CHANGES
-        if REREADS:
-            row_logits = (logits, processed + sample.to(tl.int64) * vocab_size, is_processed)
-            num_banned = tl.where(is_processed != 0, 0, num_banned)  # process_rows has done it
-        elif is_processed != 0:
+        if is_processed == 0:
             return
+        processed += sample.to(tl.int64) * vocab_size
+        num_banned *= 0  # process_rows has done it
+    row_logits = (logits, processed, is_processed)
     blocks = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    values = load_unbanned(row_logits, token_ids, token_ids < vocab_size)
+    values = load_logits(row_logits, token_ids, token_ids < vocab_size, state, num_banned)
     first = sample * num_blocks
-    if raw_maxima is not None:  # noqa: SIM102 (what is known when compiling stays apart)
-        if (is_processed == 0) & (tl.load(state + NUM_REPORTED) >= 0):
-            summarize(values, blocks, num_blocks, raw_maxima + first, raw_masses + first, 1.0, True)
-    values = ban_stop_ids(values, token_ids, state, num_banned)
     temperature = load_float(state, TEMPERATURE)
     summarize(values, blocks, num_blocks, maxima + first, masses + first, temperature, needs_masses(state))
 
@@ -100,7 +91,7 @@ def summarize_raw(
     CHUNK: tl.constexpr,  # blocks of a program
 ):
     """Of the model's own logits, for rows that start from their log-probabilities: those of a beam search.
-    Other rows that report some get the same from the kernel that reads their logits.
+    Other rows that report some get the same from process_rows.
     """
     sample = tl.program_id(1)
     if rows is not None:

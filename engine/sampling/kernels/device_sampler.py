@@ -111,7 +111,7 @@ class DeviceSampler:
         passes.process(logits, rows)
         if custom is not None:
             custom(self.processed(len(rows)), rows)
-        passes.summarize(logits, rows, is_processed=True, rereads=custom is not None)
+            passes.summarize(logits, rows, is_processed=True)
         passes.finish(logits, rows, last_token, out, is_processed=True)
         passes.report(logits, rows, out[0], report)
 

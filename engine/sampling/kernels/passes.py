@@ -41,8 +41,8 @@ class Passes:
     def _stop_width(self) -> int:
         return self.state.packed.shape[1] - Column.STOP_IDS
 
-    def summarize(self, logits: Tensor, rows: Tensor, *, is_processed: bool, rereads: bool = False) -> None:
-        """rereads: whether processed logits have changed since `process`."""
+    def summarize(self, logits: Tensor, rows: Tensor, *, is_processed: bool) -> None:
+        """is_processed: of rows with processed logits alone, where these have changed since `process`."""
         num_samples, vocab_size = logits.shape
         packed, scratch = self.state.packed, self.scratch
         chunk = min(self.tuning.chunk, self._length)
@@ -53,15 +53,12 @@ class Passes:
             packed,
             scratch.maxima,
             scratch.masses,
-            scratch.raw_maxima if is_processed else None,
-            scratch.raw_masses if is_processed else None,
             logits.stride(0),
             packed.stride(0),
             vocab_size,
             self._num_blocks,
             BLOCK=self.tuning.block,
             CHUNK=chunk,
-            REREADS=rereads,
             num_warps=self.tuning.summary_warps,
         )
 

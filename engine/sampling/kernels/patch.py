@@ -4,8 +4,6 @@ import triton
 import triton.language as tl
 
 from engine.sampling.kernels.row import (
-    CHANGES,
-    FLAGS,
     NUM_GENERATED,
     NUM_PROMPT,
     STOP_IDS,
@@ -88,7 +86,7 @@ def patch_rows(
     if row < 0:
         return
     state = packed + row * packed_stride
-    if (tl.load(state + FLAGS) & CHANGES) == 0:
+    if has_bans(state) == 0:
         return
     banned += sample.to(tl.int64) * ((vocab_size + _WORD - 1) // _WORD)
     history += row * history_width

@@ -1,4 +1,4 @@
-"""The pass over all logits of the rows that change them: bias, penalties, and what may be sampled at all."""
+"""The pass over all logits, where some rows change theirs: bias, penalties, and what may be sampled."""
 
 import triton
 import triton.language as tl
@@ -58,7 +58,7 @@ def process_rows(
     raw_masses,  # that report, but for those of a beam search
     banned,  # int32 [n, mask_width]: of patch_rows; becomes zeros again
     processed,  # float32 [n, vocab_size]
-    maxima,  # float32 [n, num_blocks], and masses: as those of summarize_blocks, of `processed`
+    maxima,  # float32 [n, num_blocks], and masses: as those of summarize_blocks
     masses,
     logits_stride,
     packed_stride,
@@ -71,15 +71,13 @@ def process_rows(
     MAX_BIASES: tl.constexpr,
     LENGTH: tl.constexpr,  # num_blocks, to a power of two
 ):
-    """Rows without Flag.CHANGES cost nothing, and have no processed logits."""
+    """Rows without Flag.CHANGES have no processed logits; their maxima and masses are of the model's."""
     sample = tl.program_id(1)
     row = tl.load(rows + sample).to(tl.int64)
     if row < 0:
         return
     state = packed + row * packed_stride
     flags = tl.load(state + FLAGS)
-    if (flags & CHANGES) == 0:
-        return
     logits += sample.to(tl.int64) * logits_stride
     processed += sample.to(tl.int64) * vocab_size
     seen += row * vocab_size
@@ -125,7 +123,8 @@ def process_rows(
             values = tl.where(((ban[:, None] >> bits[None, :]) & 1) != 0, float("-inf"), values)
             tl.debug_barrier()  # several threads may read the same word
             tl.store(banned + words, 0, mask=ban != 0)
-        tl.store(processed + token_ids, values, mask=is_real)
+        if (flags & CHANGES) != 0:
+            tl.store(processed + token_ids, values, mask=is_real)
         in_blocks = _in_blocks(values, SPAN, BLOCK)
         summarize(in_blocks, blocks, num_blocks, maxima, masses, temperature, is_weighed)
         start += SPAN

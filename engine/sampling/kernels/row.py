@@ -80,11 +80,7 @@ def load_logits(row_logits, token_ids, is_read, state, num_banned):
 
     num_banned: of `count_banned`; rows that ban nothing pay nothing for it.
     """
-    return ban_stop_ids(load_unbanned(row_logits, token_ids, is_read), token_ids, state, num_banned)
-
-
-@triton.jit
-def ban_stop_ids(values, token_ids, state, num_banned):
+    values = load_unbanned(row_logits, token_ids, is_read)
     index = 0
     while index < num_banned:  # not range(): Triton's interpreter cannot count to what was loaded
         values = tl.where(token_ids == tl.load(state + STOP_IDS + index), float("-inf"), values)
