@@ -14,7 +14,7 @@ from engine.sampling.kernels.scratch import Scratch
 from engine.sampling.kernels.tuning import Tuning
 from engine.sampling.rows import Column, RowState
 
-_ENOUGH_PROGRAMS = 4096
+_ENOUGH_PROGRAMS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Passes:
         packed, scratch, tables = self.state.packed, self.scratch, self.state.tables
         # Many programs for few rows; for many rows not so many that starting them costs more than their work.
         num_spans = triton.cdiv(vocab_size, self.tuning.span)
-        spans_of_program = max(1, num_spans * num_samples // _ENOUGH_PROGRAMS)
+        spans_of_program = triton.cdiv(num_spans * num_samples, _ENOUGH_PROGRAMS)
         process_rows[(triton.cdiv(num_spans, spans_of_program), num_samples)](
             logits,
             rows,
@@ -150,6 +150,7 @@ class Passes:
             MAX_BIASES=tables.bias_ids.shape[1],
             LENGTH=self._length,
             num_warps=self.tuning.process_warps,
+            maxnreg=self.tuning.process_registers,
             enable_fp_fusion=False,
         )
 

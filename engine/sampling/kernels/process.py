@@ -23,19 +23,22 @@ _WORD = tl.constexpr(32)  # tokens of a word of the masks
 
 
 @triton.jit
-def _penalize(values, counts, state, flags):
+def _penalize(values, counts, penalties, flags):
     """The penalties of tokens with these words of tables.seen. Each operation rounds by itself, as in torch:
-    the kernel has to be compiled without fused multiply-adds.
+    the kernel has to be compiled without fused multiply-adds. penalties: repetition, presence, frequency.
     """
     in_output = counts & _OUTPUT_MASK
     in_prompt = counts >> _SHIFT
     repeated = in_output + tl.where((flags & _REPEATS_PROMPT) != 0, in_prompt, 0)
     added = in_output + tl.where((flags & _ADDS_PROMPT) != 0, in_prompt, 0)
-    repetition = load_float(state, _REPETITION)
-    scaled = tl.where(values > 0, tl.div_rn(values, repetition), values * repetition)
-    values = tl.where(repeated > 0, scaled, values)
-    values = tl.where(added > 0, values - load_float(state, _PRESENCE), values)
-    return values - load_float(state, _FREQUENCY) * added.to(tl.float32)
+    repetition, presence, frequency = penalties
+    if repetition != 1:
+        scaled = tl.where(values > 0, tl.div_rn(values, repetition), values * repetition)
+        values = tl.where(repeated > 0, scaled, values)
+    if (presence != 0) | (frequency != 0):
+        values = tl.where(added > 0, values - presence, values)
+        values -= frequency * added.to(tl.float32)
+    return values
 
 
 @triton.jit
@@ -73,12 +76,19 @@ def process_rows(
 ):
     """Rows without Flag.CHANGES have no processed logits; their maxima and masses are of the model's."""
     sample = tl.program_id(1)
+    logits += sample.to(tl.int64) * logits_stride
+    begin = tl.program_id(0) * num_spans * SPAN
+    end = tl.minimum(begin + num_spans * SPAN, vocab_size)
+    bits = tl.arange(0, _WORD)
+    # Logits are asked for one span ahead, and before it is known which row they are of.
+    ahead = (begin // _WORD + tl.arange(0, SPAN // _WORD))[:, None] * _WORD + bits[None, :]
+    given = tl.load(logits + ahead, mask=ahead < end, other=float("-inf"))
     row = tl.load(rows + sample).to(tl.int64)
     if row < 0:
         return
     state = packed + row * packed_stride
     flags = tl.load(state + FLAGS)
-    logits += sample.to(tl.int64) * logits_stride
+    penalties = (load_float(state, _REPETITION), load_float(state, _PRESENCE), load_float(state, _FREQUENCY))
     processed += sample.to(tl.int64) * vocab_size
     seen += row * vocab_size
     seen_bits += row * mask_width
@@ -96,16 +106,14 @@ def process_rows(
     is_weighed = needs_masses(state)
     temperature = load_float(state, TEMPERATURE)
 
-    begin = tl.program_id(0) * num_spans * SPAN
-    end = tl.minimum(begin + num_spans * SPAN, vocab_size)
-    bits = tl.arange(0, _WORD)
     start = begin
     while start < end:
         words = start // _WORD + tl.arange(0, SPAN // _WORD)
         token_ids = words[:, None] * _WORD + bits[None, :]
-        is_real = token_ids < vocab_size
         blocks = start // BLOCK + tl.arange(0, SPAN // BLOCK)
-        values = tl.load(logits + token_ids, mask=is_real, other=float("-inf")).to(tl.float32)
+        values = given.to(tl.float32)
+        ahead = token_ids + SPAN
+        given = tl.load(logits + ahead, mask=ahead < end, other=float("-inf"))
         if reports:
             in_blocks = _in_blocks(values, SPAN, BLOCK)
             summarize(in_blocks, blocks, num_blocks, raw_maxima, raw_masses, 1.0, True)
@@ -114,7 +122,7 @@ def process_rows(
             # Most words of `seen` are zeros: only sectors that hold others are read.
             word = tl.load(seen_bits + words, mask=words < mask_width, other=0)
             is_seen = ((word[:, None] >> bits[None, :]) & 1) != 0
-            values = _penalize(values, tl.load(seen + token_ids, mask=is_seen, other=0), state, flags)
+            values = _penalize(values, tl.load(seen + token_ids, mask=is_seen, other=0), penalties, flags)
         if (flags & _MASKS) != 0:
             mask = tl.load(masks + words, mask=words < mask_width, other=0)
             values = tl.where(((mask[:, None] >> bits[None, :]) & 1) != 0, values, float("-inf"))
@@ -124,7 +132,7 @@ def process_rows(
             tl.debug_barrier()  # several threads may read the same word
             tl.store(banned + words, 0, mask=ban != 0)
         if (flags & CHANGES) != 0:
-            tl.store(processed + token_ids, values, mask=is_real)
+            tl.store(processed + token_ids, values, mask=token_ids < end)
         in_blocks = _in_blocks(values, SPAN, BLOCK)
         summarize(in_blocks, blocks, num_blocks, maxima, masses, temperature, is_weighed)
         start += SPAN
@@ -138,15 +146,15 @@ def process_rows(
         is_here = (ids >= begin) & (ids < end)
         biased = tl.load(logits + ids, mask=is_here, other=0.0).to(tl.float32) - base + bias
         if (flags & _PENALIZES) != 0:
-            biased = _penalize(biased, tl.load(seen + ids, mask=is_here, other=0), state, flags)
+            biased = _penalize(biased, tl.load(seen + ids, mask=is_here, other=0), penalties, flags)
         is_banned = tl.load(processed + ids, mask=is_here, other=0.0) == float("-inf")
         tl.store(processed + ids, tl.where(is_banned, float("-inf"), biased), mask=is_here)
         tl.debug_barrier()
         start = tl.where(tl.max(is_here.to(tl.int32), 0) > 0, begin, end)
         while start < end:
-            token_ids = start + tl.arange(0, SPAN)
-            values = tl.load(processed + token_ids, mask=token_ids < vocab_size, other=float("-inf"))
-            blocks = start // BLOCK + tl.arange(0, SPAN // BLOCK)
-            in_blocks = _in_blocks(values, SPAN, BLOCK)
-            summarize(in_blocks, blocks, num_blocks, maxima, masses, temperature, is_weighed)
+            span = start + tl.arange(0, SPAN)
+            in_span = tl.load(processed + span, mask=span < end, other=float("-inf"))
+            of_span = start // BLOCK + tl.arange(0, SPAN // BLOCK)
+            in_blocks = _in_blocks(in_span, SPAN, BLOCK)
+            summarize(in_blocks, of_span, num_blocks, maxima, masses, temperature, is_weighed)
             start += SPAN

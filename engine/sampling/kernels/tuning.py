@@ -16,7 +16,7 @@ class Tuning:
     finish_registers: the most of a thread of the last kernel: with 128, an SM holds two programs of 8 warps,
         so that 256 rows are one wave on a large GPU; what does not fit goes to memory.
     span: tokens that a program processes in one go, at least 32. history_span: of a history.
-    process_warps, report_warps: of these kernels.
+    process_warps, report_warps: of these kernels. process_registers: the most of a thread.
     """
 
     block: int = 128
@@ -30,4 +30,5 @@ class Tuning:
     span: int = 2048
     history_span: int = 8192
     process_warps: int = 8
+    process_registers: int = 64
     report_warps: int = 8
