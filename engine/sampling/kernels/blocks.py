@@ -102,11 +102,14 @@ def summarize_raw(
         if (tl.load(state + FLAGS) & BEAM) == 0:
             return
     row_logits = (logits + sample.to(tl.int64) * logits_stride, None, 0)
-    blocks = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    values = load_unbanned(row_logits, token_ids, token_ids < vocab_size)
     first = sample * num_blocks
-    summarize(values, blocks, num_blocks, maxima + first, masses + first, 1.0, True)
+    start = tl.program_id(0) * CHUNK
+    while start < num_blocks:
+        blocks = start + tl.arange(0, CHUNK)
+        token_ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        values = load_unbanned(row_logits, token_ids, token_ids < vocab_size)
+        summarize(values, blocks, num_blocks, maxima + first, masses + first, 1.0, True)
+        start += tl.num_programs(0) * CHUNK
 
 
 @triton.jit

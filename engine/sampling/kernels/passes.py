@@ -14,8 +14,6 @@ from engine.sampling.kernels.scratch import Scratch
 from engine.sampling.kernels.tuning import Tuning
 from engine.sampling.rows import Column, RowState
 
-_ENOUGH_PROGRAMS = 2048
-
 
 @dataclass(frozen=True, slots=True)
 class Passes:
@@ -103,7 +101,10 @@ class Passes:
         num_samples, vocab_size = logits.shape
         packed, scratch = self.state.packed, self.scratch
         chunk = min(self.tuning.chunk, self._length)
-        summarize_raw[(triton.cdiv(self._num_blocks, chunk), num_samples)](
+        num_chunks = triton.cdiv(self._num_blocks, chunk)
+        if rows is not None:  # of which most have nothing to do: it is their starting that counts
+            num_chunks = min(num_chunks, triton.cdiv(self.tuning.programs, 2 * num_samples))
+        summarize_raw[(num_chunks, num_samples)](
             logits,
             rows,
             None if rows is None else packed,
@@ -123,7 +124,7 @@ class Passes:
         packed, scratch, tables = self.state.packed, self.scratch, self.state.tables
         # Many programs for few rows; for many rows not so many that starting them costs more than their work.
         num_spans = triton.cdiv(vocab_size, self.tuning.span)
-        spans_of_program = triton.cdiv(num_spans * num_samples, _ENOUGH_PROGRAMS)
+        spans_of_program = triton.cdiv(num_spans * num_samples, self.tuning.programs)
         process_rows[(triton.cdiv(num_spans, spans_of_program), num_samples)](
             logits,
             rows,

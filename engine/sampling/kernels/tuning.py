@@ -16,6 +16,7 @@ class Tuning:
     finish_registers: the most of a thread of the last kernel: with 128, an SM holds two programs of 8 warps,
         so that 256 rows are one wave on a large GPU; what does not fit goes to memory.
     span: tokens that a program processes in one go, at least 32. history_span: of a history.
+    programs: enough of them for a GPU; with more rows, each does more.
     process_warps, report_warps: of these kernels. process_registers: the most of a thread.
     """
 
@@ -29,6 +30,7 @@ class Tuning:
     finish_registers: int = 128
     span: int = 2048
     history_span: int = 8192
+    programs: int = 2048
     process_warps: int = 8
     process_registers: int = 64
     report_warps: int = 8

@@ -13,7 +13,7 @@ from scheduler.step import NewRow
 from tests.engine.sampling.kernel_cases import DEVICE, EOS, FullStep, assert_same_reports
 
 VOCAB_SIZE = 300
-SMALL = Tuning(block=16, chunk=4, tile=8, few=32, small=16, span=64, history_span=8)
+SMALL = Tuning(block=16, chunk=4, tile=8, few=32, small=16, span=64, history_span=8, programs=30)
 PROMPT = (1, 2, 3, 4, 1, 2, 3, 5, 1, 2)
 BIASES = tuple((token_id, (-1) ** token_id * 3.0) for token_id in range(0, VOCAB_SIZE, 7))
 BEAM = BeamParams(width=3, stop_token_ids=(EOS,))
