@@ -87,10 +87,10 @@ async def _body(
 ) -> AsyncGenerator[bytes, Any]:
     """Pieces as they come."""
     if headers.get("transfer-encoding") == "chunked":
-        while size := int((await reader.readline()).split(b";")[0], 16):
+        while size := int((await reader.readuntil(b"\n")).split(b";")[0], 16):
             yield await reader.readexactly(size)
             await reader.readexactly(2)
-        while (await reader.readline()).strip():
+        while (await reader.readuntil(b"\n")).strip():
             pass  # trailers
     elif "content-length" in headers:
         yield await reader.readexactly(int(headers["content-length"]))
