@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from engine.serving.request_report import RequestObserver
 
-# How long the last spans may take to leave when the server ends.
-_MILLISECONDS_TO_FLUSH = 3000
+# For a batch of spans, retries included: how long a collector that is gone can hold up the server's end.
+_SECONDS_TO_EXPORT = 5
 
 
 @contextmanager
@@ -36,7 +36,6 @@ def open_tracing(options: TracingOptions, model: str) -> Iterator["tuple[Request
     try:
         yield (RequestTracer(provider, model),)
     finally:
-        provider.force_flush(_MILLISECONDS_TO_FLUSH)
         provider.shutdown()
 
 
@@ -59,7 +58,8 @@ def _provider(endpoint: str) -> "TracerProvider":
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     resource = Resource.create({"service.name": "inflight", "service.version": version()})
+    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_SECONDS_TO_EXPORT)
     # What the operator says counts more.
     provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider

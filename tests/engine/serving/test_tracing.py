@@ -29,6 +29,7 @@ TRACE_ID, SPAN_ID = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
 PARENT = f"00-{TRACE_ID:032x}-{SPAN_ID:016x}-01"
 NOT_SAMPLED = PARENT[:-2] + "00"
 REQUEST = "text_completion fake"
+LONG = 50_000  # tokens: seconds
 PHASES = ["queue", "prefill", "decode"]
 
 
@@ -63,7 +64,12 @@ async def traced() -> AsyncIterator[Traced]:
         if any(chunk.token_ids[-1] == ord("!") for chunk in step.chunks):
             raise RuntimeError("out of luck")
 
-    options = FakeEngineOptions(max_num_seqs=1, runner=FakeRunner(before_step=before_step))
+    options = FakeEngineOptions(
+        max_num_seqs=1,
+        num_blocks=16_384,
+        max_model_len=60_000,
+        runner=FakeRunner(before_step=before_step),
+    )
     async with asyncio.timeout(SECONDS_UNTIL_STUCK), served_engine(options) as served:
         served.fake.engine.set_observers(RequestTracer(provider, "fake"))
         yield Traced(served, gate, exporter)
@@ -166,7 +172,7 @@ async def test_a_refused_request_is_an_error_without_phases_that_never_were() ->
 
 async def test_a_step_that_fails_and_a_deadline_are_errors() -> None:
     async with traced() as where:
-        late = where.once(ignore_eos=True, timeout=0.2)
+        late = where.once(ignore_eos=True, max_new_tokens=LONG, timeout=0.2)
         await where.gate.arrival()
         await failure(late)
         where.gate.open()
@@ -179,7 +185,7 @@ async def test_a_step_that_fails_and_a_deadline_are_errors() -> None:
 
 async def test_a_client_that_leaves_makes_no_error() -> None:
     async with traced() as where:
-        call = where.once(ignore_eos=True)
+        call = where.once(ignore_eos=True, max_new_tokens=LONG)
         await where.gate.arrival()
         call.cancel()
     root = where.spans()[REQUEST]
