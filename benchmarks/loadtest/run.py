@@ -142,6 +142,7 @@ def _info(
     server: Server, settings: RunSettings, sent: Sent, before: Samples, after: Samples, started_at: str
 ) -> RunInfo:
     arrivals, records = settings.arrivals, sent.records
+    num_turns = min(settings.workload.num_turns, settings.num_requests)
     model = {
         "model": server.model.name,
         "server_version": server.model.server_version,
@@ -153,7 +154,7 @@ def _info(
         workload=settings.workload.describe(),
         seed=settings.seed,
         started_at=started_at,
-        rate=arrivals.offered_rate,
+        rate=arrivals.offered_rate and arrivals.offered_rate * num_turns,
         concurrency=arrivals.concurrency if arrivals.kind == "closed" else None,
         duration=max((record.ended for record in records), default=0.0),
         num_planned=settings.num_requests,
