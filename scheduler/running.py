@@ -257,6 +257,7 @@ class RunningSequences:
             sequence.times.first_scheduled = now
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self._counters.num_prompt_tokens += sequence.num_prompt_tokens
+            self._counters.num_cached_tokens += sequence.num_cached_tokens
 
     def _find_victim(self, sequence: Sequence) -> Sequence | None:
         """Who gives way to a sequence that needs something."""

@@ -37,6 +37,7 @@ class Counters:
     num_decode_rows: int = 0
     num_chunk_tokens: int = 0
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     num_finished: Counter[FinishReason] = field(default_factory=Counter)
     preemptions: Counter[PreemptionReason] = field(default_factory=lambda: Counter(_NO_PREEMPTIONS))
@@ -50,7 +51,8 @@ class SchedulerStats:
 
     kv_usage: held blocks over all blocks, 0 to 1. num_decode_rows / num_chunk_tokens: of all launched steps;
     their sum over num_steps is the mean number of tokens a step. num_prompt_tokens: prompts of the requests
-    that have been admitted, cached tokens included, once a request. num_generated_tokens: sampled tokens that
+    that have been admitted, once a request, and num_cached_tokens those of them that were found in the prefix
+    cache. num_generated_tokens: sampled tokens that
     reached their sequence; of a beam search those of its outputs, when it ends. num_finished: outputs
     by reason. preemptions: how often a sequence lost its blocks. preempted_tokens: computed tokens that
     were given up so (what of them is found in the prefix cache need not be computed again). failures: of
@@ -70,6 +72,7 @@ class SchedulerStats:
     num_decode_rows: int
     num_chunk_tokens: int
     num_prompt_tokens: int
+    num_cached_tokens: int
     num_generated_tokens: int
     num_finished: Mapping[FinishReason, int]
     preemptions: Mapping[PreemptionReason, int]
@@ -101,6 +104,7 @@ def snapshot(
         num_decode_rows=counters.num_decode_rows,
         num_chunk_tokens=counters.num_chunk_tokens,
         num_prompt_tokens=counters.num_prompt_tokens,
+        num_cached_tokens=counters.num_cached_tokens,
         num_generated_tokens=counters.num_generated_tokens,
         num_finished=dict(counters.num_finished),
         preemptions=dict(counters.preemptions),

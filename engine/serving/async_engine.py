@@ -48,7 +48,7 @@ from engine.sampling.params import SamplingParams
 from engine.serving.engine_thread import EngineThread
 from engine.serving.handoff import Handoff
 from engine.serving.intake import Asked, Intake
-from engine.serving.metrics import Metrics
+from engine.serving.metrics import Compilation, Interruption, Metrics
 from engine.serving.output_processor import Delivery, EngineEnd, OutputProcessor
 from engine.serving.request_outputs import RequestOutputs
 from engine.serving.request_report import RequestObserver, Unread
@@ -104,7 +104,7 @@ class AsyncEngine:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.model_info = replace(model_info, max_model_len=_longest_sequence(scheduler, kv, model_info))
-        self.metrics = Metrics(scheduler.stats)
+        self.metrics = Metrics(scheduler.stats, runner, self.model_info.max_model_len)
         self.state = EngineState.SERVING
         self._scheduler = scheduler
         self._tokenizer = tokenizer
@@ -116,7 +116,9 @@ class AsyncEngine:
         self._grammar_pool = ThreadPoolExecutor(_NUM_GRAMMAR_THREADS, thread_name_prefix="grammar")
         self._handoff: Handoff[list[Delivery] | EngineEnd] = Handoff(self._receive)
         self._processor = OutputProcessor(self._handoff.put, self._ask_to_end, self.metrics, clock)
-        step_loop = StepLoop(scheduler, runner, self._processor.put, clock=clock)
+        step_loop = StepLoop(
+            scheduler, runner, self._processor.put, on_step=self.metrics.steps.observe, clock=clock
+        )
         self._engine = EngineThread(step_loop, self._processor.put, self._processor.end, clock)
         self._watchdog = Watchdog(step_loop, timeout=step_timeout, clock=clock, sleep=sleep)
         self._watching: asyncio.Task[None] | None = None
@@ -163,7 +165,7 @@ class AsyncEngine:
         except TimeoutError:
             if left := self._streams.open():
                 for stream in left:
-                    self._abort(stream, FinishReason.ABORT)
+                    self._abort(stream, FinishReason.ABORT, Interruption.SHUTDOWN)
                 await asyncio.wait([stream.ended for stream in left])
 
     async def stop(self) -> None:
@@ -279,6 +281,7 @@ class AsyncEngine:
         stream.is_submitted = True
         self._processor.add(outputs)
         self._engine.submit(outputs.request)
+        self.metrics.requests.observe_prepared(self._clock() - stream.asked.arrival_time)
 
     async def _prepare(self, stream: Stream) -> RequestOutputs | None:
         """None: the request was aborted, or the engine died, in the meantime."""
@@ -291,12 +294,26 @@ class AsyncEngine:
             outputs = self._intake.prepare(asked)
         if outputs is None or asked.params.guided is None:
             return outputs
-        compiling = self._in_pool(partial(self._compile, asked.params.guided), self._grammar_pool)
-        grammar = await self._unless_ended(stream, compiling)
+        grammar = await self._compiled(stream, asked.params.guided)
         if grammar is None:
             return None
         outputs.guide(grammar)
         return outputs
+
+    async def _compiled(self, stream: Stream, spec: GuidedSpec) -> Grammar | None:
+        """None: the request has ended in the meantime."""
+        started, how = self._clock(), Compilation.ABANDONED
+        try:
+            compiling = self._in_pool(partial(self._compile, spec), self._grammar_pool)
+            grammar = await self._unless_ended(stream, compiling)
+            how = how if grammar is None else Compilation.COMPILED
+        except InflightError as error:
+            is_refused = isinstance(error, InvalidArgumentError)
+            how = Compilation.REFUSED if is_refused else Compilation.UNAVAILABLE
+            raise
+        finally:
+            self.metrics.guided.observe(how, self._clock() - started)
+        return grammar
 
     async def _unless_ended(self, stream: Stream, work: asyncio.Future[T]) -> T | None:
         """None: the request has ended in the meantime."""
@@ -309,7 +326,10 @@ class AsyncEngine:
             raise InvalidArgumentError("guided", spec.kind, "this engine has no compiler of grammars")
         return self._compiler.compile(spec)
 
-    def _abort(self, stream: Stream, reason: FinishReason) -> None:
+    def _abort(
+        self, stream: Stream, reason: FinishReason, why: Interruption = Interruption.ABORT_CALL
+    ) -> None:
+        stream.interruption = stream.interruption or why
         if stream.is_submitted:
             self._engine.abort(stream.asked.request_id, reason)
         else:
@@ -318,7 +338,7 @@ class AsyncEngine:
     def _leave(self, stream: Stream, because: Callable[[], FinishReason]) -> None:
         self._streams.leave(stream)
         if not stream.ended.done():
-            self._abort(stream, because())
+            self._abort(stream, because(), Interruption.CLIENT_LEFT)
 
     def _in_pool(self, function: Callable[[], T], pool: Executor | None = None) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(pool or self._pool, function)

@@ -63,10 +63,16 @@ def build_engine(options: EngineOptions, progress: PhaseProgress | None = None) 
         step_timeout=options.step_timeout,
     )
     device = device_name(built.device)
-    labels = {"backend": built.name, "dtype": info.dtype, "device": device}
-    engine.metrics.registry.register(
-        StartMetrics(labels, dict(built.start.phases), len(built.start.rejected))
+    start = StartMetrics(
+        model=engine.model_info,
+        cache=built.cache,
+        memory=built.memory,
+        start=built.start,
+        backend=built.name,
+        device=device,
+        torch_version=torch.__version__,
     )
+    engine.metrics.registry.add(start.families)
     return BuiltEngine(engine, built.memory, built.name, device, built.start)
 
 

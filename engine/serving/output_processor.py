@@ -3,7 +3,6 @@
 import logging
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -87,13 +86,11 @@ class OutputProcessor:
         self._deliver(item)
 
     def _process(self, batch: _Batch) -> None:
+        started = self._clock()
+        self._metrics.tokens.observe(batch.outputs, self._requests, batch.time)
         deliveries: list[Delivery] = []
-        gaps: Counter[float] = Counter()  # seconds between tokens; most sequences of a batch share one
         for sent in batch.outputs:
-            request = self._requests[sent.request_id]
-            if sent.token_ids:
-                self._observe(request, sent, batch.time, gaps)
-            taken = _take(request, sent)
+            taken = _take(self._requests[sent.request_id], sent)
             if taken.wanted is not None:
                 self._ask(sent, taken.wanted)
             if taken.end is not None:
@@ -101,19 +98,9 @@ class OutputProcessor:
             deliveries += [Delivery(sent.request_id, delta, None) for delta in taken.before]
             if taken.delta is not None or taken.end is not None:
                 deliveries.append(Delivery(sent.request_id, taken.delta, taken.end))
+        self._metrics.steps.observe_outputs(started - batch.time, self._clock() - started)
         if deliveries:
             self._deliver(deliveries)
-        for seconds, count in gaps.items():
-            self._metrics.inter_token_latency.observe(seconds, count)
-
-    def _observe(
-        self, request: RequestOutputs, sent: SequenceOutput, now: float, gaps: Counter[float]
-    ) -> None:
-        seconds, num_tokens = request.seconds_since_last(sent.output_index, now), len(sent.token_ids)
-        if seconds is None:
-            self._metrics.time_to_first_token.observe(now - request.request.arrival_time)
-        else:
-            gaps[seconds / num_tokens] += num_tokens
 
     def _ask(self, sent: SequenceOutput, wanted: FinishReason) -> None:
         index = sent.output_index if wanted is FinishReason.STOP else None

@@ -25,15 +25,29 @@ _GRAVITY = (
 )
 
 
+class OutputEnd(NamedTuple):
+    """How one output went. num_sampled: tokens, also those after a stop string. decode_seconds: from its
+    first token to its end; None if it has no token.
+    """
+
+    reason: FinishReason
+    num_sampled: int
+    decode_seconds: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class RequestEnd:
-    """How a request went, all its outputs having ended. error: what went wrong, with FinishReason.ERROR."""
+    """How a request went, all its outputs having ended.
+
+    error: what went wrong, with FinishReason.ERROR. outputs: in the order of their ends.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     num_preemptions: int = 0
     error: str | None = None
+    outputs: tuple[OutputEnd, ...] = ()
 
 
 class Taken(NamedTuple):
@@ -50,11 +64,10 @@ class Taken(NamedTuple):
 
 
 class _Output:
-    """One output on its way to the reader. last_time: when its last tokens came, in the engine's seconds."""
+    """One output on its way to the reader."""
 
     def __init__(self, text: OutputText | None) -> None:
         self.finish: OutputFinish | None = None
-        self.last_time: float | None = None
         self.num_tokens = 0
         self._logprob = 0.0
         self._text = text
@@ -116,6 +129,8 @@ class RequestOutputs:
     A token is generated, counted, and passed on where ids are wanted, up to and including the one that ended
     the output: the stop token, or the token that completed the stop string. include_stop decides on text
     alone. (vLLM and TGI count likewise.)
+
+    last_times: when tokens of each output last came, in the engine's seconds; whoever measures it writes it.
     """
 
     def __init__(
@@ -131,6 +146,7 @@ class RequestOutputs:
         or expressions are asked for. prompt_text: for echo.
         """
         self.request = request
+        self.last_times: list[float | None] = [None] * len(texts)
         self._params = params
         self._options = options
         self._prompt_text = prompt_text
@@ -141,6 +157,10 @@ class RequestOutputs:
         self._num_prompt_scored = 1  # the first token has no log-probability
         self._summaries: dict[int, SequenceSummary] = {}
         self._error: str | None = None
+
+    @property
+    def arrival_time(self) -> float:
+        return self.request.arrival_time
 
     def guide(self, grammar: object) -> None:
         """Before the engine gets the request: what its `guided` was compiled to."""
@@ -173,12 +193,6 @@ class RequestOutputs:
         for output in self._outputs:
             output.drop_text()
         return self.take(sent)._replace(wanted=FinishReason.ERROR)
-
-    def seconds_since_last(self, output_index: int, now: float) -> float | None:
-        """Since this output's previous tokens; None for its first."""
-        output = self._outputs[output_index]
-        last, output.last_time = output.last_time, now
-        return None if last is None else now - last
 
     def _take(self, sent: SequenceOutput) -> Taken:
         output = self._outputs[sent.output_index]
@@ -251,7 +265,14 @@ class RequestOutputs:
             ),
             num_preemptions=sum(summary.num_preemptions for summary in summaries),
             error=self._error,
+            outputs=tuple(map(_output_end, summaries)),
         )
+
+
+def _output_end(summary: SequenceSummary) -> OutputEnd:
+    first = summary.first_token_time
+    seconds = None if first is None else summary.finished_time - first
+    return OutputEnd(summary.finish_reason, summary.num_generated_tokens, seconds)
 
 
 def _earliest(arrival: float, times: Sequence[float | None]) -> float | None:

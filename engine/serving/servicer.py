@@ -108,6 +108,7 @@ class GenerationService(pb.GenerationServicer):
             async with asyncio.timeout(self._stall_seconds):
                 await context.write(responses.delta_message(delta))
         except TimeoutError:
+            self._engine.metrics.requests.num_slow_readers += 1
             limit = f"{self._stall_seconds:g} s"
             raise OverloadedError(f"the client did not read the stream for {limit}: aborted") from None
 

@@ -17,7 +17,7 @@ from engine.errors import (
 from engine.serving.intake import Asked
 from engine.serving.logs_requests import RequestLog
 from engine.serving.mailbox import Mailbox
-from engine.serving.metrics import Metrics
+from engine.serving.metrics import Interruption, Metrics
 from engine.serving.request_outputs import RequestEnd
 from engine.serving.request_report import RequestObserver, RequestReport, Unread, ended, refused
 from engine.serving.types import (
@@ -45,7 +45,7 @@ class Stream:
 
     ended: how it went, once it has ended; cancelled if it was refused after all. preparing: its tokenizing.
     is_submitted: the engine has it, so only the engine can tell how it ends. has_left: nobody reads it any
-    more. num_prompt_logprobs: that may wait for the reader.
+    more. num_prompt_logprobs: that may wait for the reader. interruption: who first asked for its end.
     """
 
     asked: Asked
@@ -55,6 +55,7 @@ class Stream:
     is_submitted: bool = False
     has_left: bool = False
     num_prompt_logprobs: int = 0
+    interruption: Interruption | None = None
 
 
 class Streams:
@@ -126,8 +127,7 @@ class Streams:
 
     def leave_unread(self, request: Unread, reason: FinishReason) -> None:
         """Its client was gone before it was admitted."""
-        self._metrics.num_ended[reason] += 1
-        self._metrics.request_latency.observe(0.0)
+        self._metrics.requests.observe_left(reason)
         self._tell(request.left(reason, self._clock()))
 
     def _tell(self, report: RequestReport) -> None:
@@ -146,8 +146,9 @@ class Streams:
         stream.ended.set_result(end)
         if stream.preparing is not None:
             stream.preparing.cancel()
-        self._metrics.num_ended[end.reason] += 1
-        self._metrics.request_latency.observe(end.timings.total)
+        self._metrics.requests.observe_end(
+            stream.asked.params, end, stream.interruption, is_submitted=stream.is_submitted
+        )
         self._tell(ended(stream.asked, end, client_left=stream.has_left))
         self._release_if_over(stream)
 

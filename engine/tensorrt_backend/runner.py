@@ -66,7 +66,8 @@ class TensorRTRunner:
         routed: RoutedSegments,
         executor: Executor,
     ) -> None:
-        self.num_ungraphed_steps = 0
+        self.num_ungraphed_steps = 0  # that decode, and were sampled outside of their graph
+        self.num_padding_tokens = 0  # computed only to fill buckets
         self._state, self._sampling, self._storage = state, sampling, storage
         self._uploads, self._buffers, self._decoder = uploads, buffers, decoder
         self._routed, self._executor = routed, executor
@@ -101,6 +102,7 @@ class TensorRTRunner:
                 scored = token_ids if params.prompt_logprobs else ()
                 chunk = Chunk(0, 0, token_ids, samples=True, next_token_ids=scored)
                 self.launch(StepInput(0, chunks=(chunk,), new_rows=(row,), num_tokens=length)).result()
+        self.num_padding_tokens = 0
 
     # Steps
 
@@ -142,6 +144,7 @@ class TensorRTRunner:
             rows = _padded(np.array(plan.rows, dtype=np.int32), bucket, -1)
             self._buffers.decode_rows[:bucket].copy_(self._uploads.upload((rows,))[0])
             self._decode_rows, self._decode_bucket = plan.rows, bucket
+        self.num_padding_tokens += bucket - len(plan.rows)
         self._graphs[bucket, plan.part].replay()
         self.num_ungraphed_steps += plan.part is Part.MODEL
         return self._samples(plan, self._buffers.decode_rows[:bucket], is_done=plan.part is not Part.MODEL)
@@ -161,6 +164,7 @@ class TensorRTRunner:
         )
         bucket, num_samples = routed.tokens.bucket_for(len(packed.rows)), len(packed.sample_rows)
         sampled = routed.decode.bucket_for(num_samples) if num_samples else 0
+        self.num_padding_tokens += bucket - len(packed.rows)
         rows, positions, token_ids, tiles, sample_rows, index = self._uploads.upload(
             (
                 _padded(packed.rows, bucket, -1),

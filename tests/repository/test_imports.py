@@ -27,7 +27,7 @@ CONFINED = {
     "cuda": ("engine/tensorrt_backend/",),
     "llguidance": ("engine/sampling/guided/",),
     "asyncio": ("scheduler/loop.py", "engine/serving/", "proto/inflight/"),
-    "prometheus_client": ("engine/serving/metrics.py",),
+    "prometheus_client": ("engine/serving/metrics/exposition.py",),
     "grpc": ("engine/serving/", "proto/inflight/"),
     "opentelemetry": ("engine/serving/tracing",),
     "numpy": ("engine/", "kvcache/storage.py"),

@@ -330,7 +330,10 @@ async def test_serve_announces_itself_answers_and_ends_with_0() -> None:
         assert answer.outputs[0].text.startswith(" 7 8 9")
     metrics = await asyncio.to_thread(fetch, rows["metrics"])
     assert "inflight_generation_tokens_total 6.0" in metrics
-    assert 'inflight_engine_info{backend="torch",device="cpu",dtype="float32"} 1.0' in metrics
+    (info,) = (line for line in metrics.splitlines() if line.startswith("inflight_engine_info{"))
+    for label in ('backend="torch"', 'device="cpu"', 'dtype="float32"', 'model_name="demo"'):
+        assert label in info
+    assert 'inflight_memory_bytes{use="kv_cache"} 4.194304e+06' in metrics
     assert "inflight_rejected_kernels 0.0" in metrics
     assert 'inflight_startup_seconds{phase="weights"}' in metrics
     process.terminate()

@@ -11,13 +11,14 @@ from engine.sampling.params import NamedSpec, SamplingParams
 from engine.serving.intake import Asked, Intake
 from engine.serving.metrics import Metrics
 from engine.serving.output_processor import Delivery, EngineEnd, OutputProcessor
-from engine.serving.request_outputs import RequestEnd, RequestOutputs, Taken
+from engine.serving.request_outputs import OutputEnd, RequestEnd, RequestOutputs, Taken
 from engine.serving.types import OutputDelta, OutputFinish, OutputOptions, Timings, TokenLogprob, Usage
 from scheduler.beams import BeamParams
 from scheduler.request import FinishReason, SequenceOutput, SequenceSummary
 from scheduler.step import TokenLogprobs
 from tests.support.fake_engine import fake_engine
 from tests.support.fake_model import EOS, LONG, byte_tokenizer
+from tests.support.scrape import scrape
 
 TOKENIZER = byte_tokenizer()
 BOTH = OutputOptions(text=True, token_ids=True)
@@ -86,7 +87,8 @@ def test_text_and_ids_as_they_come() -> None:
     usage, timings = Usage(4, 0, 4), Timings(queued=1.0, first_token=2.0, total=3.0)
     delta, end, wanted = send(outputs, "d", FinishReason.LENGTH)
     assert delta == OutputDelta(0, "d", (100,), OutputFinish(FinishReason.LENGTH), usage, timings)
-    assert end == RequestEnd(FinishReason.LENGTH, usage, timings, num_preemptions=1)
+    output = OutputEnd(FinishReason.LENGTH, num_sampled=99, decode_seconds=1.0)
+    assert end == RequestEnd(FinishReason.LENGTH, usage, timings, num_preemptions=1, outputs=(output,))
     assert wanted is None
 
 
@@ -245,7 +247,11 @@ def test_usage_comes_with_the_last_of_several_outputs() -> None:
     usage, timings = Usage(4, 1, 6), Timings(queued=1.0, first_token=2.0, total=4.0)
     assert last is not None
     assert (last.usage, last.timings) == (usage, timings)
-    assert end == RequestEnd(FinishReason.ABORT, usage, timings, num_preemptions=3)  # the gravest
+    assert end is not None
+    assert replace(end, outputs=()) == RequestEnd(
+        FinishReason.ABORT, usage, timings, num_preemptions=3
+    )  # the gravest
+    assert [output.reason.value for output in end.outputs] == ["length", "stop", "abort"], "as they ended"
 
 
 def test_one_output_that_fails_fails_the_request() -> None:
@@ -449,11 +455,13 @@ def test_latencies_are_of_the_tokens_not_of_the_thread(processing: Processing) -
         pass
     processing.processor.end(None)
     processing.delivered.put(EngineEnd(None))  # for the fixture: this thread has ended
-    first = processing.metrics.time_to_first_token.collect().samples
-    between = processing.metrics.inter_token_latency.collect().samples
-    assert [sample.value for sample in first[-2:]] == pytest.approx([2, 2 * 0.5])
-    assert [sample.value for sample in between[-2:]] == pytest.approx([6, 2 * 0.02 + 0.08])
-    assert {s.labels["le"]: s.value for s in between[:-2]}["0.025"] == 6
+    found = scrape(processing.metrics)
+    first, between = "inflight_time_to_first_token_seconds", "inflight_inter_token_latency_seconds"
+    assert (found[f"{first}_count"], found[f"{between}_count"]) == (2, 6)
+    assert found[f"{first}_sum"] == pytest.approx(2 * 0.5)
+    assert found[f"{between}_sum"] == pytest.approx(2 * 0.02 + 0.08)
+    assert found[f"{between}_bucket 0.025"] == 6
+    assert found[f"{between}_bucket 0.015"] == 0
 
 
 def test_a_processor_that_fails_says_so(caplog: pytest.LogCaptureFixture) -> None:
