@@ -11,8 +11,11 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +23,7 @@ from benchmarks.gpu_checkpoint import NUM_LAYERS, config_json, write_checkpoint
 from benchmarks.gpu_engine import Engine, build_engine
 from benchmarks.gpu_options import engine_options
 from benchmarks.gpu_requests import make_requests
-from benchmarks.gpu_serve import Server
+from benchmarks.gpu_serve import Served, Server
 from benchmarks.gpu_tokenizer import synthetic_tokenizer
 from engine.model.huggingface import parse_config
 from engine.sampling.guided.compiler import GrammarCompiler
@@ -77,11 +80,21 @@ def compile_grammars(tokenizer_json: str, vocab_size: int) -> dict[str, Grammar]
 def measure(engine: Engine, grammars: dict[str, Grammar], num_rounds: int) -> int:
     kinds = {"none": None, **grammars}
     rates: dict[str, list[float]] = {name: [] for name in kinds}
+    times = HostTimes(engine)
     for round_ in range(num_rounds + 1):  # the first compiles
         for name, grammar in kinds.items():
-            rate = serve(engine, grammar)
+            served = serve(engine, grammar)
             if round_:
-                rates[name].append(rate)
+                rates[name].append(served.tokens_per_second)
+            if round_ == num_rounds:
+                steps = [step for step in served.steps if not step.num_chunk_tokens]
+                split = {
+                    part: statistics.median(getattr(step, f"{part}_seconds") for step in steps) * 1e3
+                    for part in ("schedule", "launch", "wait", "update")
+                }
+                loop = ", ".join(f"{part} {milliseconds:.2f}" for part, milliseconds in split.items())
+                print(f"{name}: ms a step: {loop}; of the host for grammars: {times.report()}")
+            times.clear()
     medians = {name: statistics.median(measured) for name, measured in rates.items()}
     print(f"{torch.cuda.get_device_name()}; {NUM_ROWS} requests of {NUM_PROMPT_TOKENS} + {NUM_NEW_TOKENS}")
     for name, rate in medians.items():
@@ -91,7 +104,43 @@ def measure(engine: Engine, grammars: dict[str, Grammar], num_rounds: int) -> in
     return 0 if reached >= AIM else 1
 
 
-def serve(engine: Engine, grammar: Grammar | None) -> float:
+class HostTimes:
+    """Milliseconds a step that the host spends on grammars, by part: medians over all calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._seconds: dict[str, list[float]] = {}
+        sampling = engine.runner._sampling
+        self._wrap(sampling._guided, "take")
+        self._wrap(sampling._guided, "fill")
+        self._wrap(sampling, "enqueue")
+
+    def report(self) -> str:
+        parts = [
+            f"{name} {statistics.median(seconds) * 1e3:.2f} (p99 {quantile(seconds, 0.99) * 1e3:.2f})"
+            for name, seconds in self._seconds.items()
+        ]
+        return ", ".join(parts)
+
+    def clear(self) -> None:
+        self._seconds.clear()
+
+    def _wrap(self, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            result = function(*arguments)
+            self._seconds.setdefault(name, []).append(time.perf_counter() - begin)
+            return result
+
+        setattr(owner, name, timed)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def serve(engine: Engine, grammar: Grammar | None) -> Served:
     sampling = SamplingParams(grammar=grammar, temperature=0.8, seed=1, ignore_eos=True)
     requests = [
         replace(request, sampling=sampling)
@@ -99,7 +148,7 @@ def serve(engine: Engine, grammar: Grammar | None) -> float:
     ]
     served = Server(engine, NUM_ROWS, 1024).serve(requests)
     assert served.num_output_tokens == NUM_ROWS * NUM_NEW_TOKENS, "no grammar let an output end or failed"
-    return served.tokens_per_second
+    return served
 
 
 if __name__ == "__main__":
