@@ -92,21 +92,27 @@ def _requests(records: Sequence[RequestRecord], growth: _Growth) -> Iterator[_Ra
 def _tokens(records: Sequence[RequestRecord], growth: _Growth) -> Iterator[_Range]:
     done = [record for record in records if record.outcome == "success"]
     opened = [record for record in records if _is_open(record)]
-    low = sum(record.num_prompt_tokens for record in done)
-    low += sum(record.num_prompt_tokens for record in opened if record.chunks)
-    high = low + sum(record.num_prompt_tokens for record in opened if not record.chunks)
-    yield _Range("prompt tokens", growth.of("prompt_tokens_total"), low, high)
-    low = sum(record.num_output_tokens for record in (*done, *opened))
-    high = low + sum(record.num_wanted_tokens - record.num_output_tokens for record in opened)
-    yield _Range("generated tokens", growth.of("generation_tokens_total"), low, high)
+    ended = sum(record.num_prompt_tokens for record in done)
+    begun = ended + sum(record.num_prompt_tokens for record in opened if record.chunks)
+    high = ended + sum(record.num_prompt_tokens for record in opened)
+    yield _Range("prompt tokens", growth.of("prompt_tokens_total"), begun, high)
+    yield _Range("prompt tokens by request", growth.of("request_prompt_tokens_sum"), ended, high)
+    ended = sum(record.num_output_tokens for record in done)
+    begun = ended + sum(record.num_output_tokens for record in opened)
+    high = ended + sum(record.num_wanted_tokens for record in opened)
+    yield _Range("generated tokens", growth.of("generation_tokens_total"), begun, high)
+    yield _Range("generated tokens by request", growth.of("request_generation_tokens_sum"), ended, high)
 
 
 def _latencies(records: Sequence[RequestRecord], growth: _Growth) -> Iterator[_Range]:
     done = [record for record in records if record.outcome == "success"]
     opened = [record for record in records if _is_open(record)]
-    low = sum(bool(record.chunks) for record in (*done, *opened))
-    high = low + sum(not record.chunks for record in opened)
-    yield _Range("first tokens timed", growth.of("time_to_first_token_seconds_count"), low, high)
+    begun = sum(record.num_output_tokens > 0 for record in done) + sum(bool(each.chunks) for each in opened)
+    high = begun + sum(not record.chunks for record in opened)
+    yield _Range("first tokens timed", growth.of("time_to_first_token_seconds_count"), begun, high)
     low = len(done) + sum(bool(record.chunks) for record in opened)
     actual = growth.of("e2e_request_latency_seconds_count")
     yield _Range("requests timed", actual, low, len(done) + len(opened))
+    gaps = sum(max(0, record.num_output_tokens - 1) for record in (*done, *opened))
+    high = gaps + sum(record.num_wanted_tokens - record.num_output_tokens for record in opened)
+    yield _Range("gaps timed", growth.of("inter_token_latency_seconds_count"), gaps, high)
