@@ -46,7 +46,7 @@ def request_fields(report: RequestReport) -> dict[str, Any]:
         "reason": report.reason,
         "refusal": report.refusal,
         "error": report.error,
-        "client_left": report.client_left,
+        "interruption": report.interruption.value if report.interruption is not None else None,
         "num_prompt_tokens": usage.num_prompt_tokens,
         "num_cached_tokens": usage.num_cached_tokens,
         "num_generated_tokens": usage.num_generated_tokens,
@@ -63,12 +63,14 @@ def _text(report: RequestReport) -> str:
     if report.reason == REFUSED:
         return f"{name}: refused, {report.refusal}{error}"
     usage, timings = report.usage, report.timings
+    why = f"; because: {report.interruption.value}" if report.interruption is not None else ""
     preempted = f"; preempted {report.num_preemptions} times" if report.num_preemptions else ""
     return (
         f"{name}: {report.reason}; tokens: {usage.num_prompt_tokens} prompt, "
         f"{usage.num_cached_tokens} cached, {usage.num_generated_tokens} generated; "
         f"seconds: {_seconds(timings.queued)} queued, "
-        f"{_seconds(timings.first_token)} to first token, {_seconds(timings.total)} in all{preempted}{error}"
+        f"{_seconds(timings.first_token)} to first token, {_seconds(timings.total)} in all"
+        f"{preempted}{why}{error}"
     )
 
 

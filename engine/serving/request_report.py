@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from engine.errors import InvalidArgumentError
 from engine.serving.intake import Asked
+from engine.serving.metrics import Interruption
 from engine.serving.request_outputs import RequestEnd
 from engine.serving.types import MAX_REQUEST_ID_LENGTH, Timings, Usage
 from scheduler.request import FinishReason
@@ -21,7 +22,7 @@ class RequestReport:
     request_id: as the client gave it, or as it was made for it; "" if that could not be read or is no id.
     arrival_time: seconds on the engine's clock. reason: the value of a FinishReason, or REFUSED.
     refusal: "invalid", "duplicate", "overloaded" or "unavailable", with REFUSED.
-    error: in one line (see error_line). client_left: it was gone before the end.
+    error: in one line (see error_line). interruption: who wanted an ABORT.
     asked: None if the message could not be read, or if the client was gone before that was looked at.
     trace_headers: W3C trace context, as it came with the call. Takes its time: for traces only.
     """
@@ -34,7 +35,7 @@ class RequestReport:
     num_preemptions: int = 0
     refusal: str | None = None
     error: str | None = None
-    client_left: bool = False
+    interruption: Interruption | None = None
     asked: Asked | None = None
     trace_headers: Callable[[], Mapping[str, str]] = dict
 
@@ -42,8 +43,9 @@ class RequestReport:
 RequestObserver: TypeAlias = Callable[[RequestReport], None]
 
 
-def ended(asked: Asked, end: RequestEnd, *, client_left: bool) -> RequestReport:
-    """Of an accepted request."""
+def ended(asked: Asked, end: RequestEnd, why: Interruption | None) -> RequestReport:
+    """Of an accepted request. why: of an ABORT, if anybody asked for it."""
+    is_abort = end.reason is FinishReason.ABORT
     return RequestReport(
         asked.request_id,
         asked.arrival_time,
@@ -52,7 +54,7 @@ def ended(asked: Asked, end: RequestEnd, *, client_left: bool) -> RequestReport:
         end.timings,
         num_preemptions=end.num_preemptions,
         error=_line(end.error) if end.error is not None else None,
-        client_left=client_left,
+        interruption=(why or Interruption.SHUTDOWN) if is_abort else None,
         asked=asked,
         trace_headers=asked.trace_headers,
     )
@@ -87,7 +89,8 @@ class Unread:
 
     def left(self, reason: FinishReason, now: float) -> RequestReport:
         """Its client was gone before anything was done."""
-        return replace(self._report(reason.value, now), client_left=True)
+        why = Interruption.CLIENT_LEFT if reason is FinishReason.ABORT else None
+        return replace(self._report(reason.value, now), interruption=why)
 
     def _report(self, reason: str, now: float) -> RequestReport:
         return RequestReport(

@@ -149,7 +149,7 @@ class Streams:
         self._metrics.requests.observe_end(
             stream.asked.params, end, stream.interruption, is_submitted=stream.is_submitted
         )
-        self._tell(ended(stream.asked, end, client_left=stream.has_left))
+        self._tell(ended(stream.asked, end, stream.interruption))
         self._release_if_over(stream)
 
     def end_early(self, stream: Stream, reason: FinishReason, now: float) -> None:

@@ -98,10 +98,11 @@ def _attributes(report: RequestReport, model: str) -> dict[str, Any]:
         "gen_ai.usage.cache_read.input_tokens": usage.num_cached_tokens,
         "gen_ai.usage.output_tokens": usage.num_generated_tokens,
         "inflight.preemptions": report.num_preemptions,
-        "inflight.client_left": report.client_left,
     }
     if timings.first_token is not None:
         found["gen_ai.response.time_to_first_chunk"] = timings.first_token
+    if report.interruption is not None:
+        found["inflight.interruption"] = report.interruption.value
     if report.asked is not None:
         found["inflight.priority"] = report.asked.priority
         found |= _params(report.asked.params)

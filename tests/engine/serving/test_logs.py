@@ -146,6 +146,14 @@ async def fails_in_a_step(place: Place) -> None:
     assert "luck" in await place.fails(place.generate("secret!"))
 
 
+async def is_shut_down(place: Place) -> None:
+    call = place.generate(max_new_tokens=LONG)
+    await place.gate.arrival()
+    place.gate.open()
+    await place.served.fake.engine.drain(0.0)
+    await drained(call)
+
+
 async def has_a_wrong_field(place: Place) -> None:
     await place.fails(place.generate(temperature=-1.0))
 
@@ -172,11 +180,12 @@ ENDS: dict[Callable[[Place], Awaitable[None]], Line] = {
     runs_to_its_length: {"reason": "length", "num_prompt_tokens": 6, "num_generated_tokens": 20},
     stops: {"reason": "stop", "num_prompt_tokens": 3, "num_generated_tokens": 4},
     runs_out_of_time: {"reason": "time"},
-    is_aborted: {"reason": "abort", "client_left": False},
-    is_cancelled: {"reason": "abort", "client_left": True},
-    is_cancelled_at_once: {"reason": "abort", "client_left": True},
-    is_late: {"reason": "deadline", "client_left": True},
-    is_not_read: {"reason": "abort", "client_left": True},
+    is_aborted: {"reason": "abort", "interruption": "abort_call"},
+    is_cancelled: {"reason": "abort", "interruption": "client_left"},
+    is_cancelled_at_once: {"reason": "abort", "interruption": "client_left"},
+    is_late: {"reason": "deadline", "interruption": None},
+    is_not_read: {"reason": "abort", "interruption": "client_left"},
+    is_shut_down: {"reason": "abort", "interruption": "shutdown"},
     fails_in_a_step: {"reason": "error", "level": "warning", "error": "RuntimeError: out of luck"},
     has_a_wrong_field: {"reason": "refused", "refusal": "invalid"},
     is_too_long: {"reason": "refused", "refusal": "invalid"},
@@ -192,7 +201,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "reason": str,
     "refusal": (str, type(None)),
     "error": (str, type(None)),
-    "client_left": bool,
+    "interruption": (str, type(None)),
     "num_prompt_tokens": int,
     "num_cached_tokens": int,
     "num_generated_tokens": int,
@@ -276,7 +285,7 @@ async def test_a_client_that_left_before_its_request_was_begun_has_a_line(
         fake.engine.leave(Unread("mine"), FinishReason.ABORT)
         assert fake.engine.metrics.num_ended[FinishReason.ABORT] == 1
     (line,) = lines()
-    assert (line["request_id"], line["reason"], line["client_left"]) == ("mine", "abort", True)
+    assert (line["request_id"], line["reason"], line["interruption"]) == ("mine", "abort", "client_left")
 
 
 async def test_preemptions_of_all_outputs_are_counted(lines: Callable[[], list[Line]]) -> None:
