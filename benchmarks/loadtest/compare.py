@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.loadtest.errors import OptionError
-from benchmarks.loadtest.plot_style import Series, save
-from benchmarks.loadtest.plots import load_figures
+from benchmarks.loadtest.series import Series
 from benchmarks.loadtest.summary import FILE_NAME, Summary
 from benchmarks.loadtest.tables import Rows, overview, to_rich
 
@@ -20,6 +19,8 @@ def compare(paths: Sequence[Path], plots: Path | None = None) -> Table:
     """
     series = [read_series(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
     if plots is not None:
+        from benchmarks.loadtest.plots import write_comparison  # the table needs no matplotlib
+
         write_comparison(plots, series)
     return to_rich(side_by_side(series))
 
@@ -41,11 +42,6 @@ def side_by_side(series: Sequence[Series]) -> Rows:
     return Rows(
         title="Runs side by side (steady state)", headings=("of", *table.headings), rows=rows, num_names=2
     )
-
-
-def write_comparison(folder: Path, series: Sequence[Series]) -> list[Path]:
-    """A PNG a curve, a line a series."""
-    return [save(figure, folder / f"{name}.png") for name, figure in load_figures(series).items()]
 
 
 def _read(path: Path) -> Summary:

@@ -11,26 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.loadtest.series import Series
 from benchmarks.loadtest.summary import Summary
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 GREY = "#767676"
 DPI = 120
-
-
-@dataclass(frozen=True)
-class Series:
-    """Runs that one line connects. label: "" if the plot has a single series."""
-
-    label: str
-    summaries: tuple[Summary, ...]
-
-    @property
-    def by_load(self) -> list[Summary]:
-        """Those that measured something, ascending."""
-        found = (summary for summary in self.summaries if summary.whole.counts["success"])
-        return sorted(found, key=lambda summary: summary.load)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.loadtest.limits import parse_condition
-from benchmarks.loadtest.plot_style import GREY, Look, Series, dress, legend, line, new_figure, save
+from benchmarks.loadtest.plot_style import GREY, Look, dress, legend, line, new_figure, save
 from benchmarks.loadtest.plot_timeline import timelines
+from benchmarks.loadtest.series import Series
 from benchmarks.loadtest.summary import Summary
 
 LOAD = "load, requests/s"
@@ -22,6 +23,11 @@ def write_plots(folder: Path, summaries: Sequence[Summary]) -> list[Path]:
     series = [Series("", tuple(summaries))]
     figures = {**load_figures(series), "timeline": timelines(summaries)}
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def write_comparison(folder: Path, series: Sequence[Series]) -> list[Path]:
+    """Writes a PNG a curve, a line a series, and gives their paths."""
+    return [save(figure, folder / f"{name}.png") for name, figure in load_figures(series).items()]
 
 
 def load_figures(series: Sequence[Series]) -> dict[str, Figure]:
