@@ -212,4 +212,5 @@ async def test_a_reader_that_stalls_is_aborted_and_holds_up_nobody() -> None:
             error = await failure(call)
             assert error.code() == Code.RESOURCE_EXHAUSTED
             assert "did not read the stream for 0.3 s" in (error.details() or "")
+            assert served.fake.engine.metrics.requests.num_slow_readers == 1
         await served.check_is_well()
