@@ -19,8 +19,9 @@ serve: .venv/.installed  ## serve until SIGTERM: make serve [MODEL=DIR] [ARGS="-
 
 test: lint types  ## everything that CI runs
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest tests/kvcache tests/scheduler
 	$(BIN)/coverage report
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/kvcache --ignore tests/scheduler
 
 test-gpu: .venv/.developing  ## what needs an NVIDIA GPU; most of it is compiling, so in parallel
 	$(BIN)/python -m pytest -m gpu -n 8 --dist worksteal
