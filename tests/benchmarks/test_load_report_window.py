@@ -54,7 +54,7 @@ def test_an_open_loop_drops_a_long_quiet_tail() -> None:
 def test_idle_servers_and_bursts_count_wholly() -> None:
     idle = steady_state(lasting([(float(i), i + 0.1) for i in range(10)]), is_closed_loop=False)
     assert (idle.start, idle.end) == (0.0, 9.0)
-    burst = steady_state(lasting([(0.0, float(i + 1)) for i in range(10)]), is_closed_loop=False)
+    burst = steady_state(lasting([(i / 10, float(i + 1)) for i in range(10)]), is_closed_loop=False)
     assert burst.start == 0.0
     assert burst.holds(10.0)  # the last event is inside
     assert "burst" in burst.method
