@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from engine.errors import ConfigError
 from engine.serving.options import TracingOptions
+from engine.serving.tracing import check_tracing
 from engine.serving.tracing_spans import RequestTracer
 from inflight import v1
 from scheduler.step import StepInput
@@ -212,3 +213,10 @@ def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
 def test_an_endpoint_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"otlp_endpoint .*must be http://HOST:PORT"):
         TracingOptions(url)
+
+
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    check_tracing(TracingOptions())
+    with pytest.raises(ConfigError, match=r"otlp_endpoint .*pip install 'inflight-engine\[tracing\]'"):
+        check_tracing(TracingOptions("http://localhost:4317"))
