@@ -65,7 +65,12 @@ MEMORY = gauge(
     "Memory of the device by use, as planned at the start; `unused` is what the plan leaves of what was free",
     "Little kv_cache beside activations: lower --max-num-batched-tokens. Much unused: raise the KV cache's "
     "share.",
-    (Label("use"),),
+    (
+        Label(
+            "use",
+            ("weights", "activations", "sampling", "plans_and_kernels", "graphs", "kv_cache", "unused"),
+        ),
+    ),
 )
 SPECS: tuple[Spec, ...] = (ENGINE_INFO, BUILD_INFO, CACHE_INFO, PLAN_INFO, STARTUP, REJECTED, MEMORY)
 
