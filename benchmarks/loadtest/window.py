@@ -7,8 +7,9 @@ counts if its chunk *arrived* inside. Three methods:
 closed loop  the longest interval in which concurrency is at least 90 % of its plateau, which is the count
              that is not exceeded during 90 % of the time. Dips no longer than a typical request (the median
              of E2E) or 1 % of the run do not end it: a moment lies between a request's end and the next.
-open loop    between the first and the last arrival, from the first to the last moment at which concurrency
-             is at or above its (time-weighted) median of that time: drops ramp-up and drain.
+open loop    between the first and the last arrival: from the first moment at which concurrency reaches its
+             (time-weighted) median of that time, to the last at which it is at least half of that. Drops
+             ramp-up and drain, and the quiet tail of conversations, but no random lull before the end.
 burst        all arrivals within a tenth of the run: there is no plateau, so everything counts.
 """
 
@@ -24,6 +25,7 @@ PLATEAU_QUANTILE = 0.9
 BAND = 0.9
 LONGEST_DIP = 0.01  # of the run
 BURST = 0.1  # of the run
+TAIL = 0.5  # of the median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ def whole_run(records: Sequence[RequestRecord], method: str = "whole run") -> Wi
     if not records:
         return Window(start=0.0, end=0.0, method="nothing was sent")
     end = max(record.ended for record in records)
-    start = min(record.sent for record in records)
+    start = min(min(record.scheduled, record.sent) for record in records)
     return Window(start=start, end=float(np.nextafter(end, np.inf)), method=method)
 
 
@@ -77,10 +79,11 @@ def _plateau(records: Sequence[RequestRecord], whole: Window) -> Window:
 
 def _around_median(steps: Steps, first: float, last: float) -> Window:
     median = steps.quantile(0.5, first, last)
-    intervals = _at_least(steps, median) if median else [(first, last)]
-    start = max(first, intervals[0][0])
-    end = min(last, intervals[-1][1])
-    method = f"open loop: between {median:g} in flight (the median) first and last"
+    start, end = first, last
+    if median:
+        start = max(first, _at_least(steps, median)[0][0])
+        end = min(last, _at_least(steps, TAIL * median)[-1][1])
+    method = f"open loop: from {median:g} in flight (the median) to the last arrival with half of it"
     return Window(start=start, end=end, method=method)
 
 

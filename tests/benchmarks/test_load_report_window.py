@@ -1,5 +1,7 @@
 """The steady state of runs whose concurrency is known at each moment."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,17 @@ def test_an_open_loop_drops_a_long_quiet_tail() -> None:
     lives = [(i / 10, i / 10 + 1.0) for i in range(100)] + [(12.0 + 2 * i, 13.0 + 2 * i) for i in range(3)]
     window = steady_state(lasting(lives), is_closed_loop=False)
     assert window.end == pytest.approx(10.0, abs=1.0)
+
+
+def test_an_open_loop_keeps_a_lull_before_its_end() -> None:
+    """10 in flight, from 9 s on 6: not a tail."""
+    lives = [(i / 10, i / 10 + 1.0) for i in range(90)] + [(9 + i / 6, 10 + i / 6) for i in range(6)]
+    assert steady_state(lasting(lives), is_closed_loop=False).end == pytest.approx(9 + 5 / 6)
+
+
+def test_a_burst_was_offered_wholly_however_late_it_was_sent() -> None:
+    lives = [replace(life, scheduled=0.0) for life in lasting([(0.01, float(i + 1)) for i in range(10)])]
+    assert measure(lives, steady_state(lives, is_closed_loop=False), []).offered == pytest.approx(1.0)
 
 
 def test_idle_servers_and_bursts_count_wholly() -> None:
