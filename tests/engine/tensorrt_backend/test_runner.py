@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.sampling.params import SamplingParams
+from engine.serving.metrics.steps import CountsBuckets
 from scheduler.step import Chunk, NewRow, StepInput
 from tests.engine.conftest import Server
 from tests.engine.custom_cases import CUSTOM_WISHES, write_plugin
@@ -96,6 +97,20 @@ def test_rows_that_did_not_change_are_not_sent_again(tiny_model: Make) -> None:
         runner.launch(StepInput(step_id, decode_rows=(0,), num_tokens=1)).result()
         sent.append(runner._uploads.num_uploads - before)
     assert sent == [1, 0, 0]
+
+
+def test_padding_is_counted(tiny_model: Make) -> None:
+    runner: Any = build_on_host(tiny_model("llama2").path).runner
+    assert isinstance(runner, CountsBuckets)
+    row = NewRow(0, 3, 0, 0, ((5,),), 9, SamplingParams(), 0)
+    chunk = Chunk(0, 0, (7, 8, 9), samples=True)
+    runner.launch(StepInput(0, chunks=(chunk,), new_rows=(row,), num_tokens=3)).result()
+    of_chunk = runner._routed.tokens.bucket_for(3) - 3
+    assert runner.num_padding_tokens == of_chunk
+    for step_id in (1, 2):
+        runner.launch(StepInput(step_id, decode_rows=(0,), num_tokens=1)).result()
+    of_decode = runner._routed.decode.bucket_for(1) - 1
+    assert runner.num_padding_tokens == of_chunk + 2 * of_decode > 0
 
 
 def test_a_step_that_fails_leaves_the_others(tiny_model: Make, prompts: list[list[int]]) -> None:
