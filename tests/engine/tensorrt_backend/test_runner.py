@@ -100,8 +100,9 @@ def test_rows_that_did_not_change_are_not_sent_again(tiny_model: Make) -> None:
 
 
 def test_padding_is_counted(tiny_model: Make) -> None:
-    runner: Any = build_on_host(tiny_model("llama2").path).runner
-    assert isinstance(runner, CountsBuckets)
+    built = build_on_host(tiny_model("llama2").path)
+    assert isinstance(built.runner, CountsBuckets), "metrics find it"
+    runner: Any = built.runner
     row = NewRow(0, 3, 0, 0, ((5,),), 9, SamplingParams(), 0)
     chunk = Chunk(0, 0, (7, 8, 9), samples=True)
     runner.launch(StepInput(0, chunks=(chunk,), new_rows=(row,), num_tokens=3)).result()
