@@ -195,7 +195,7 @@ def test_info_says_what_is_supported_instead(tmp_path: Path, capsys: pytest.Capt
         (["generate", "x", "--address", "127.0.0.1:1", "--timeout", "0.01"], {"torch", "transformers"}),
         (["info", "no/such/model"], {"torch", "transformers", "grpc"}),
     ],
-    ids=str,
+    ids=["help", "help of serve", "generate", "info"],
 )
 def test_a_command_imports_only_what_it_needs(argv: list[str], unwanted: set[str]) -> None:
     code = (
