@@ -20,7 +20,10 @@ _REASONS: dict[int, FinishReason] = {
     Finish.LENGTH: FinishReason.LENGTH,
 }
 _ERROR = int(Finish.ERROR)  # a plain integer, because it is compared with every token's verdict
-_NO_DISTRIBUTION = "the model's output is not a distribution over tokens (NaN or infinite logits)"
+_NO_DISTRIBUTION = (
+    "no token can be chosen: the model's output is not a distribution (NaN or infinite logits), "
+    "or what the request bans and allows leaves nothing"
+)
 
 
 class Scheduler:

@@ -1,5 +1,6 @@
 """What requests ask of sampling and stopping, of the demo model over real gRPC: as transformers answers."""
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Sequence
@@ -286,3 +287,12 @@ async def test_rows_of_a_batch_mix_freely(client: v1.Client) -> None:
     ]
     together = [[list(output.token_ids) for output in (await call).outputs] for call in calls]
     assert together == alone
+
+
+async def test_a_request_that_leaves_itself_nothing_to_choose_is_told_so(client: v1.Client) -> None:
+    """And alone: what runs beside it goes on."""
+    beside = asyncio.create_task(token_ids(client, PROMPTS[0]))
+    with pytest.raises(grpc.aio.AioRpcError, match="bans and allows leaves nothing") as caught:
+        await once(client, PROMPTS[1], allowed_token_ids=[5, 6], no_repeat_ngram_size=1, ignore_eos=True)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert await beside == await token_ids(client, PROMPTS[0])
