@@ -342,3 +342,16 @@ async def test_serve_announces_itself_answers_and_ends_with_0() -> None:
     assert re.search(r"INFO weights: [\d.]+ MiB in [\d.]+ s", log)
     assert "length; tokens: " in log
     assert "Traceback" not in log
+
+
+def test_no_collection_looks_at_what_a_start_has_made() -> None:
+    code = (
+        "import gc, torch\n"
+        "from engine.serving.commands.serve import _settle_garbage\n"
+        "before = len(gc.get_objects())\n"
+        "_settle_garbage()\n"
+        "assert gc.get_freeze_count() > 0.9 * before > 10_000, gc.get_freeze_count()\n"
+        "assert len(gc.get_objects()) < 0.01 * before, len(gc.get_objects())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
