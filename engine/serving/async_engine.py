@@ -280,8 +280,9 @@ class AsyncEngine:
             stream.mailbox.put(delta)
         stream.is_submitted = True
         self._processor.add(outputs)
-        self._engine.submit(outputs.request)
+        # Before the engine has it: from then on it may be running already.
         self.metrics.requests.observe_prepared(self._clock() - stream.asked.arrival_time)
+        self._engine.submit(outputs.request)
 
     async def _prepare(self, stream: Stream) -> RequestOutputs | None:
         """None: the request was aborted, or the engine died, in the meantime."""
