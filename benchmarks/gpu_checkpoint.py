@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.gpu_tokenizer import write_tokenizer
 from engine.model.huggingface import parse_config
 from engine.model.weights import WeightSpec, weight_specs
 
@@ -55,7 +56,10 @@ def config_json(num_layers: int) -> dict[str, Any]:
 
 
 def write_checkpoint(model_dir: Path, num_layers: int, device: torch.device) -> None:
-    """A shard for each layer and one for the rest; config.json comes last, so it says that all is there."""
+    """A shard for each layer and one for the rest, and a tokenizer, to serve it with.
+
+    config.json comes last, so it says that all is there.
+    """
     content = config_json(num_layers)
     shards: dict[int, list[WeightSpec]] = defaultdict(list)
     for spec in weight_specs(parse_config(content, {})):
@@ -74,6 +78,7 @@ def write_checkpoint(model_dir: Path, num_layers: int, device: torch.device) -> 
     }
     index = {"metadata": {}, "weight_map": weight_map}
     (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_tokenizer(model_dir, content["vocab_size"])
     (model_dir / "config.json").write_text(json.dumps(content, indent=2))
 
 

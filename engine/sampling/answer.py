@@ -1,12 +1,13 @@
 """What a step has sampled, from words on the host to scheduler.step.StepOutput."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from engine.fetched import Fetched
 from engine.sampling.report import read_reports
 from scheduler.step import Finish, StepOutput, TokenLogprobs
 
@@ -42,10 +43,18 @@ class Answer:
         )
 
 
-def read_scores(parts: Iterable[Tensor], num_reported: int) -> list[TokenLogprobs]:
-    """Of the tokens of a chunk, one after the other. parts: int32 [m, REPORT_WIDTH] each, on the host."""
-    scores: list[TokenLogprobs] = []
-    for part in parts:
-        read = read_reports(part.numpy(), [num_reported] * len(part))
-        scores.extend(each for each in read if each is not None)
-    return scores
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of the next tokens of a chunk, on their way. parts: int32 [m, REPORT_WIDTH] each."""
+
+    num_reported: int
+    parts: Sequence[Fetched]
+
+    def read(self) -> list[TokenLogprobs]:
+        """Waits for the device."""
+        scores: list[TokenLogprobs] = []
+        for part in self.parts:
+            words = part.wait().numpy()
+            read = read_reports(words, [self.num_reported] * len(words))
+            scores.extend(each for each in read if each is not None)
+        return scores

@@ -52,18 +52,18 @@ class RowTables:
         """What the row asks for, enqueued on the current stream. No wait for the device."""
         row = new_row.row
         if params.needs_history:
-            _fill(self.history[row], new_row.token_ids)
+            fill(self.history[row], new_row.token_ids)
         if params.penalizes:
             self._write_seen(new_row)
         if params.allowed_token_ids or params.grammar is not None:
             self.masks[row].copy_(self._on_device(mask_of(params.allowed_token_ids, self.vocab_size)))
         if params.logit_bias:
             ids, biases = zip(*params.logit_bias, strict=True)
-            _fill(self.bias_ids[row], ids)
-            _fill(self.biases[row], biases)
+            fill(self.bias_ids[row], ids)
+            fill(self.biases[row], biases)
         if params.bad_word_ids:
-            _fill(self.bad_ids[row], [token_id for word in params.bad_word_ids for token_id in word])
-            _fill(self.bad_ends[row], np.cumsum([len(word) for word in params.bad_word_ids]).tolist())
+            fill(self.bad_ids[row], [token_id for word in params.bad_word_ids for token_id in word])
+            fill(self.bad_ends[row], np.cumsum([len(word) for word in params.bad_word_ids]).tolist())
 
     def _write_seen(self, new_row: NewRow) -> None:
         token_ids = np.asarray(new_row.token_ids, dtype=np.int64)
@@ -105,7 +105,7 @@ def pack_bits(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     return np.packbits(padded, bitorder="little").view(np.int32)
 
 
-def _fill(target: Tensor, values: Sequence[float]) -> None:
-    """target[:len(values)] = values."""
+def fill(target: Tensor, values: Sequence[float]) -> None:
+    """target[:len(values)] = values, without the wait that assigning them makes."""
     source = torch.tensor(values, dtype=target.dtype)
     target[: len(values)].copy_(to_device(source, target.device))

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from engine.fetched import Fetched, HostCopy
 from engine.tensorrt_backend.graphs import capture
 
 
@@ -13,12 +14,6 @@ class Replayable(Protocol):
     """Work that was captured."""
 
     def replay(self) -> None: ...
-
-
-class Fetched(Protocol):
-    """A tensor on its way to the host."""
-
-    def wait(self) -> torch.Tensor: ...
 
 
 class Executor(Protocol):
@@ -54,22 +49,8 @@ class StreamExecutor:
         self.stream.wait_stream(torch.cuda.current_stream())
         return capture(enqueue, self.stream)
 
-    def fetch(self, tensor: torch.Tensor) -> "PinnedCopy":
-        return PinnedCopy(tensor)
+    def fetch(self, tensor: torch.Tensor) -> HostCopy:
+        return HostCopy(tensor)
 
     def synchronize(self) -> None:
         self.stream.synchronize()
-
-
-class PinnedCopy:
-    """An asynchronous copy to pinned memory, on the current stream."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        self._copy.copy_(tensor, non_blocking=True)
-        self._event = torch.Event(tensor.device)
-        self._event.record()
-
-    def wait(self) -> torch.Tensor:
-        self._event.synchronize()
-        return self._copy

@@ -1,26 +1,15 @@
 """What a launched step will answer: sampling that is enqueued now or later, and its copies to the host."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
-from engine.sampling.answer import Answer, read_scores
-from engine.tensorrt_backend.executor import Executor, Fetched
+from engine.fetched import Fetched
+from engine.sampling.answer import Answer, Scores
+from engine.tensorrt_backend.executor import Executor
 from engine.tensorrt_backend.step_buffers import StepBuffers
 from engine.tensorrt_backend.step_sampling import SamplingPlan, StepSampling
-from scheduler.step import StepOutput, TokenLogprobs
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Log-probabilities of the tokens of a prompt's chunk. parts: int32 [m, REPORT_WIDTH] each."""
-
-    num_reported: int
-    parts: Sequence[Fetched]
-
-    def read(self) -> list[TokenLogprobs]:
-        return read_scores((part.wait() for part in self.parts), self.num_reported)
+from scheduler.step import StepOutput
 
 
 class PendingSamples:

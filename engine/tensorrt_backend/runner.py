@@ -11,6 +11,7 @@ import torch
 
 from engine.attention.kernels import TILE_TOKENS
 from engine.nvidia import lost_device
+from engine.sampling.answer import Scores
 from engine.sampling.params import SamplingParams
 from engine.tensorrt_backend.buckets import Router
 from engine.tensorrt_backend.decoder_pass import DecoderPass, StepTokens
@@ -19,7 +20,7 @@ from engine.tensorrt_backend.executor import Executor, Replayable
 from engine.tensorrt_backend.forms import Segments
 from engine.tensorrt_backend.kernels import FROM_STATE, take_tokens
 from engine.tensorrt_backend.packing import MAX_LONE_CHUNK, PackedStep, Words, pack
-from engine.tensorrt_backend.pending import PendingSamples, Scores
+from engine.tensorrt_backend.pending import PendingSamples
 from engine.tensorrt_backend.step_buffers import StepBuffers
 from engine.tensorrt_backend.step_sampling import Part, SamplingPlan, StepSampling
 from engine.tensorrt_backend.uploads import Uploads

@@ -111,9 +111,8 @@ def _largest_step(options: EngineOptions, model: ModelConfig, num_groups: int) -
     num_chunk_tokens = min(options.max_num_batched_tokens - num_decodes, model.max_model_len)
     start = model.max_model_len - num_chunk_tokens
     table = (0,) * num_blocks_for(model.max_model_len, options.cache.block_size)
-    sampling = _EVERYTHING
     rows = [
-        NewRow(row, 1, 1, model.max_model_len - 1, (table,) * num_groups, 2, sampling, 0, (0, 0))
+        NewRow(row, 1, 1, model.max_model_len - 1, (table,) * num_groups, 2, _EVERYTHING, 0, (0, 0))
         for row in range(options.max_num_seqs)
     ]
     chunk = Chunk(num_decodes, start, (0,) * num_chunk_tokens, samples=True)

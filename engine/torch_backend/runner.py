@@ -1,7 +1,6 @@
 """Runs steps: batch state, forward pass, sampling. Implements scheduler.step.Runner."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,10 +8,11 @@ import torch
 from engine.attention.layout import IntArray
 from engine.attention.lone import can_sample
 from engine.attention.plan import AttentionShape, Planner
+from engine.fetched import HostCopy
 from engine.model.config import ModelConfig
 from engine.model.weights import ModelWeights
 from engine.nvidia import lost_device
-from engine.sampling.answer import Answer, read_scores
+from engine.sampling.answer import Answer, Scores
 from engine.sampling.custom import CustomRows, Registry
 from engine.sampling.guides import GuidedRows, GuidedSample, write_masks
 from engine.sampling.logprobs import score
@@ -25,7 +25,7 @@ from kvcache.block_table import num_blocks_for
 from kvcache.config import KVCacheConfig
 from kvcache.storage import KVCacheStorage, to_device
 from scheduler.errors import FatalStepError
-from scheduler.step import PendingStep, StepInput, StepOutput, TokenLogprobs
+from scheduler.step import PendingStep, StepInput, StepOutput
 
 # Chunks up to this long attend token by token, where that reads the pool in place: measured on a CPU.
 _MAX_LONE_CHUNK = 16
@@ -108,7 +108,8 @@ class TorchRunner:
             self._mask(guided)
         sampled = self._sampler.sample(logits, sample_rows, host_rows)
         state.last_token.index_copy_(0, sample_rows, sampled.token_ids)
-        num_reported = self._sampler.hints(host_rows)["num_reported"].tolist()
+        reports = sampled.report is not None
+        num_reported = self._sampler.hints(host_rows)["num_reported"].tolist() if reports else []
         scores = {index: self._score(step, index, last, part) for index, part in packed.scored.items()}
         return _Pending(
             step.step_id, sampled, num_reported, scores, lambda out: self._guided.take(guided, out)
@@ -120,7 +121,7 @@ class TorchRunner:
             self._last.result()
         write_masks(self._sampler.tables.masks, guided, self._guided.fill(guided))
 
-    def _score(self, step: StepInput, index: int, last: LastLayer, tokens: IntArray) -> "_Scores":
+    def _score(self, step: StepInput, index: int, last: LastLayer, tokens: IntArray) -> Scores:
         """Log-probabilities of a chunk's next tokens, a slice at a time: logits are large."""
         chunk = step.chunks[index]
         num_reported = int(self._sampler.hints([chunk.row])["num_scored"][0])
@@ -130,7 +131,7 @@ class TorchRunner:
             logits = self._model.logits(last, to_device(torch.from_numpy(tokens[part]), self._device))
             targets = torch.tensor(chunk.next_token_ids[part])
             parts.append(score(logits, to_device(targets, self._device), num_reported))
-        return _Scores(num_reported, [_Copy(part) for part in parts])
+        return Scores(num_reported, [HostCopy(part) for part in parts])
 
     def _to_device(self, packed: PackedStep) -> tuple[torch.Tensor, ...]:
         """token_ids, rows, positions [N], sample_index, sample_rows [n], by one copy."""
@@ -146,35 +147,6 @@ class TorchRunner:
             num_computed[chunk.row] = chunk.start + len(chunk.token_ids)
 
 
-class _Copy:
-    """A tensor on its way to the host."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._event: torch.Event | None = None
-        self._tensor = tensor
-        if tensor.is_cuda:
-            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._tensor.copy_(tensor, non_blocking=True)
-            self._event = torch.Event(tensor.device)
-            self._event.record()
-
-    def wait(self) -> torch.Tensor:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    """Of one chunk. parts: int32 [m, REPORT_WIDTH] each."""
-
-    num_reported: int
-    parts: list[_Copy]
-
-    def read(self) -> list[TokenLogprobs]:
-        return read_scores((part.wait() for part in self.parts), self.num_reported)
-
-
 class _Pending:
     """A launched step: scheduler.step.PendingStep."""
 
@@ -183,13 +155,13 @@ class _Pending:
         step_id: int,
         sampled: Sampled,
         num_reported: list[int],
-        scores: Mapping[int, _Scores],
+        scores: Mapping[int, Scores],
         take: Callable[[StepOutput], StepOutput],
     ) -> None:
         """take: is told what was sampled, once; its answer is the step's."""
         self._step_id = step_id
-        self._sampled = _Copy(torch.stack((sampled.token_ids, sampled.finishes.long())))
-        self._report = None if sampled.report is None else _Copy(sampled.report)
+        self._sampled = HostCopy(torch.stack((sampled.token_ids, sampled.finishes.long())))
+        self._report = None if sampled.report is None else HostCopy(sampled.report)
         self._errors = sampled.errors
         self._num_reported = num_reported
         self._scores = scores

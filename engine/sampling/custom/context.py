@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.sampling.rows import Column, RowState
-from kvcache.storage import to_device
+from engine.sampling.tables import fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,7 @@ class RowContext:
         """target[row, :len(values)] = values, without the wait that assigning them makes. target: [rows,
         at least len(values)].
         """
-        source = torch.tensor(values, dtype=target.dtype)
-        target[row, : len(values)].copy_(to_device(source, target.device))
+        fill(target[row], values)
 
     def _column(self, rows: Tensor, column: Column) -> Tensor:
         values = self._packed[:, column].index_select(0, self._existing(rows)).long()

@@ -57,20 +57,21 @@ PREFIX_HITS = counter(
     "Tokens whose KV blocks were found there",
     "Hits over queries falling: too little room to keep prefixes, or requests of one family go elsewhere.",
 )
+_PREEMPTION_REASON = Label("reason", tuple(reason.value for reason in PreemptionReason))
 PREEMPTIONS = counter(
     "num_preemptions",
     "preemptions",
     "Times that a sequence lost its blocks: to the growth of a running one, or to the admission (for its "
     "blocks or its row) of a waiting one that ranks better",
     "A steady rate: the KV cache is too small for the batch; lower --max-num-seqs, or give it more memory.",
-    (Label("reason", tuple(reason.value for reason in PreemptionReason)),),
+    (_PREEMPTION_REASON,),
 )
 PREEMPTED_TOKENS = counter(
     "preempted_tokens",
     "tokens",
     "Computed tokens that preemptions gave up; what the prefix cache still has of them comes back for free",
     "More than a few percent of the tokens computed: work is done twice; as for num_preemptions.",
-    (Label("reason", tuple(reason.value for reason in PreemptionReason)),),
+    (_PREEMPTION_REASON,),
 )
 FAILURES = counter(
     "sequence_failures",
